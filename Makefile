@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEMPORAL := torch-geometric-temporal==0.56.2
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.installed
+
+# torch-geometric-temporal goes in without its dependencies: it asks for torch-sparse, which it does not need.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEMPORAL)
+	touch $@
+
+demo: setup
+	$(BIN)/tsjt demo $(DEMO_FLAGS)
+
+test: setup
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
