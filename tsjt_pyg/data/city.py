@@ -1,0 +1,427 @@
+"""A city: its road network, its readings and what was observed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .clean import CleanReadings, ReadingsLike, check_ids, clean_readings
+from .graph import (
+    Edges,
+    MatrixLike,
+    check_positions,
+    edges_from_adjacency,
+    edges_from_distances,
+    edges_from_positions,
+    road_network_from_networkx,
+)
+from .split import FewShotSplit, few_shot_steps
+from .windows import Windows
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from torch_geometric.data import Dataset
+
+DEFAULT_START = pd.Timestamp("2001-01-01")
+"""A Monday, midnight: the time of the first step where nothing else is known."""
+
+DEFAULT_INTERVAL = pd.Timedelta(minutes=5)
+
+_DAY = pd.Timedelta(days=1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class City:
+    """A city's road network and readings; immutable: what changes it gives a new one.
+
+    Use a constructor: :meth:`from_adjacency`, :meth:`from_distances`, :meth:`from_positions`, :meth:`from_networkx`,
+    or :meth:`load`. Every constructor turns NaN readings into ``mask == False`` and checks what it is given.
+
+    Args:
+        name: Name of the city.
+        readings: float32 ``[T, N, C]`` in original units; 0 where nothing was observed.
+        mask: bool ``[T, N, C]``, ``True`` = observed.
+        edge_index: int64 ``[2, E]``, from and to.
+        edge_weight: float32 ``[E]``, positive.
+        node_ids: One unique id a node.
+        channels: One name a channel, for example ``("speed",)``.
+        units: One unit a channel, for example ``("km/h",)``.
+        start: Local time of the first step.
+        interval: Time between two steps; a whole number of them makes a day.
+        pos: float64 ``[N, 2]``, latitude and longitude in degrees, or ``None``.
+
+    Raises:
+        ValueError: If parts do not fit each other; the message names the argument.
+    """
+
+    name: str
+    readings: Tensor
+    mask: Tensor
+    edge_index: Tensor
+    edge_weight: Tensor
+    node_ids: tuple[str, ...]
+    channels: tuple[str, ...] = ("reading",)
+    units: tuple[str, ...] = ("",)
+    start: pd.Timestamp = DEFAULT_START
+    interval: pd.Timedelta = DEFAULT_INTERVAL
+    pos: Tensor | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.readings.dim() != 3 or self.readings.dtype != torch.float32:
+            raise ValueError(
+                f"readings: expected a float32 tensor [T, N, C], found {self.readings.dtype} {[*self.readings.shape]}"
+            )
+        if self.mask.shape != self.readings.shape or self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask: expected a bool tensor {[*self.readings.shape]}, found {self.mask.dtype} {[*self.mask.shape]}"
+            )
+        if self.edge_index.dim() != 2 or self.edge_index.shape[0] != 2 or self.edge_index.dtype != torch.int64:
+            raise ValueError(
+                f"edge_index: expected an int64 tensor [2, E], found {self.edge_index.dtype} {[*self.edge_index.shape]}"
+            )
+        num_edges = self.edge_index.shape[1]
+        if num_edges and not 0 <= int(self.edge_index.min()) <= int(self.edge_index.max()) < self.num_nodes:
+            raise ValueError(
+                f"edge_index: expected nodes 0 to {self.num_nodes - 1} (the readings have {self.num_nodes} nodes), "
+                f"found {int(self.edge_index.min())} to {int(self.edge_index.max())}"
+            )
+        if tuple(self.edge_weight.shape) != (num_edges,):
+            raise ValueError(f"edge_weight: expected shape [{num_edges}], found {[*self.edge_weight.shape]}")
+        if num_edges and not (torch.isfinite(self.edge_weight).all() and (self.edge_weight >= 0).all()):
+            raise ValueError("edge_weight: weights must be finite and not negative")
+        check_ids(self.node_ids, self.num_nodes)
+        for argument in ("channels", "units"):
+            if len(getattr(self, argument)) != self.num_channels:
+                raise ValueError(
+                    f"{argument}: the readings have {self.num_channels} channels, found {getattr(self, argument)}"
+                )
+        if self.interval <= pd.Timedelta(0) or _DAY % self.interval != pd.Timedelta(0):
+            raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {self.interval}")
+        if self.pos is not None and tuple(self.pos.shape) != (self.num_nodes, 2):
+            raise ValueError(f"pos: expected shape [{self.num_nodes}, 2], found {[*self.pos.shape]}")
+
+    # --- constructors -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_adjacency(cls, readings: ReadingsLike, adjacency: MatrixLike, **about: Any) -> City:
+        """A city from a weighted adjacency matrix: an edge ``i -> j`` for each ``adjacency[i, j] > 0``.
+
+        Args:
+            readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
+            adjacency: ``[N, N]``; a :class:`~pandas.DataFrame` labelled by node id is joined by id.
+            **about: ``name``, ``mask``, ``node_ids``, ``channels``, ``units``, ``start``, ``interval``, ``positions``
+                (latitude, longitude), as in :class:`City`; all optional.
+        """
+        door = _Door(readings, **about)
+        return door.city(edges_from_adjacency(adjacency, door.node_ids))
+
+    @classmethod
+    def from_distances(
+        cls,
+        readings: ReadingsLike,
+        distances: MatrixLike,
+        *,
+        sigma: float | None = None,
+        threshold: float = 0.1,
+        **about: Any,
+    ) -> City:
+        """A city from road distances, weighted by a Gaussian kernel; weights below ``threshold`` are dropped.
+
+        Args:
+            readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
+            distances: Metres, as a matrix ``[N, N]`` or a table with columns ``from, to, cost``; see
+                :func:`~tsjt_pyg.data.graph.edges_from_distances`.
+            sigma: Metres; default: their standard deviation.
+            threshold: In [0, 1).
+            **about: As in :meth:`from_adjacency`.
+        """
+        door = _Door(readings, **about)
+        return door.city(edges_from_distances(distances, door.node_ids, sigma, threshold))
+
+    @classmethod
+    def from_positions(
+        cls, readings: ReadingsLike, positions: MatrixLike, *, k: int = 8, sigma: float | None = None, **about: Any
+    ) -> City:
+        """A city whose nodes are joined with their ``k`` nearest by great-circle distance (Gaussian kernel).
+
+        Args:
+            readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
+            positions: Latitude and longitude in degrees, ``[N, 2]`` or a table indexed by node id.
+            k: Number of neighbours.
+            sigma: Metres; default: the standard deviation of the distances.
+            **about: As in :meth:`from_adjacency`.
+        """
+        door = _Door(readings, positions=positions, **about)
+        assert door.pos is not None
+        return door.city(edges_from_positions(door.pos, k, sigma))
+
+    @classmethod
+    def from_networkx(
+        cls,
+        readings: ReadingsLike,
+        graph: nx.Graph,
+        *,
+        nodes: Literal["junctions", "segments"] = "junctions",
+        length: str = "length",
+        sigma: float | None = None,
+        **about: Any,
+    ) -> City:
+        """A city from a networkx graph of junctions joined by roads.
+
+        Readings that carry node ids (a table's columns, or ``node_ids``) are joined by id; others are in the order of
+        the graph's nodes (or edges).
+
+        Args:
+            readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
+            graph: See :func:`~tsjt_pyg.data.graph.road_network_from_networkx`.
+            nodes: Whether ``"junctions"`` or road ``"segments"`` are the nodes.
+            length: Edge attribute with metres.
+            sigma: Metres; default: the standard deviation of the distances.
+            **about: As in :meth:`from_adjacency`.
+        """
+        network = road_network_from_networkx(graph, nodes, length, sigma)
+        door = _Door(readings, default_ids=network.node_ids, **about)
+        absent = sorted(set(network.node_ids) - set(door.node_ids))
+        unknown = sorted(set(door.node_ids) - set(network.node_ids))
+        if absent or unknown:
+            which = f"{unknown[0]!r} is not in the graph" if unknown else f"{absent[0]!r} of the graph has no readings"
+            raise ValueError(
+                f"readings: node {which} ({len(door.node_ids)} nodes with readings, {len(network.node_ids)} {nodes} in "
+                f"the graph, for example {network.node_ids[0]!r}); both need the same node ids"
+            )
+        position = {node: i for i, node in enumerate(door.node_ids)}
+        to_door = torch.tensor([position[node] for node in network.node_ids])
+        if door.pos is None and network.pos is not None:
+            door.pos = torch.empty_like(network.pos)
+            door.pos[to_door] = network.pos
+        return door.city(Edges(to_door[network.edges.edge_index], network.edges.edge_weight))
+
+    @classmethod
+    def load(cls, path: str | Path) -> City:
+        """A city written by :meth:`save`."""
+        from .city_file import load_city_file
+
+        return load_city_file(Path(path))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the city to one compressed ``.npz`` file (no pickle); an existing file is replaced as a whole."""
+        from .city_file import save_city_file
+
+        return save_city_file(self, Path(path))
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps T."""
+        return self.readings.shape[0]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes N."""
+        return self.readings.shape[1]
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels C."""
+        return self.readings.shape[2]
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges E."""
+        return self.edge_index.shape[1]
+
+    @property
+    def steps_per_day(self) -> int:
+        """Number of steps in a day."""
+        return int(_DAY // self.interval)
+
+    @property
+    def time(self) -> pd.DatetimeIndex:
+        """Time of each step."""
+        return pd.date_range(self.start, periods=self.num_steps, freq=self.interval)
+
+    @property
+    def step_of_day(self) -> Tensor:
+        """Which step of its day each step is, in ``0 .. steps_per_day - 1``: int64 ``[T]``."""
+        first = int((self.start - self.start.normalize()) // self.interval)
+        return (torch.arange(self.num_steps) + first) % self.steps_per_day
+
+    @property
+    def time_of_day(self) -> Tensor:
+        """Fraction of the day of each step, in [0, 1): float32 ``[T]``."""
+        late = (self.start - self.start.normalize()) % self.interval / _DAY
+        return self.step_of_day.to(torch.float32) / self.steps_per_day + late
+
+    @property
+    def missing(self) -> float:
+        """Share of entries that were not observed."""
+        return 1.0 - self.mask.to(torch.float64).mean().item()
+
+    def __repr__(self) -> str:
+        channels = ", ".join(f"{c} ({u})" if u else c for c, u in zip(self.channels, self.units, strict=True))
+        return (
+            f"City({self.name!r}, {self.num_steps} steps x {self.num_nodes} nodes, {channels}, every "
+            f"{self.interval.total_seconds() / 60:g} min from {self.start:%Y-%m-%d %H:%M}, {self.num_edges} edges, "
+            f"{self.missing:.1%} missing)"
+        )
+
+    # --- views --------------------------------------------------------------------------------------------------
+
+    def between(self, first: int, last: int) -> City:
+        """The steps ``first <= t < last``, as views."""
+        if not 0 <= first < last <= self.num_steps:
+            raise ValueError(f"between: expected 0 <= first < last <= {self.num_steps}, found {first} and {last}")
+        return replace(
+            self,
+            readings=self.readings[first:last],
+            mask=self.mask[first:last],
+            start=self.start + first * self.interval,
+        )
+
+    def select(self, channels: Sequence[str] | str) -> City:
+        """The city with the given channels, in that order."""
+        names = [channels] if isinstance(channels, str) else list(channels)
+        unknown = [name for name in names if name not in self.channels]
+        if unknown or not names:
+            raise ValueError(f"channels: {self.name} has {list(self.channels)}, found {names}")
+        index = [self.channels.index(name) for name in names]
+        return replace(
+            self,
+            readings=self.readings[..., index],
+            mask=self.mask[..., index],
+            channels=tuple(names),
+            units=tuple(self.units[i] for i in index),
+        )
+
+    def resample(self, interval: str | pd.Timedelta, reduce: Literal["mean", "sum"] = "mean") -> City:
+        """The city at a longer interval; a new entry is observed where all the old ones in it are.
+
+        Args:
+            interval: A multiple of the city's interval; steps that do not fill a last one are dropped.
+            reduce: ``"mean"`` (speeds, occupancy) or ``"sum"`` (counts).
+        """
+        longer = pd.Timedelta(interval)
+        if longer < self.interval or longer % self.interval != pd.Timedelta(0):
+            raise ValueError(f"interval: expected a multiple of {self.interval}, found {longer}")
+        if reduce not in ("mean", "sum"):
+            raise ValueError(f"reduce: expected 'mean' or 'sum', found {reduce!r}")
+        factor = int(longer // self.interval)
+        steps = self.num_steps // factor
+        if steps == 0:
+            raise ValueError(f"interval: {self.name} has {self.num_steps} steps, {longer} takes {factor}")
+        blocks = self.readings[: steps * factor].reshape(steps, factor, self.num_nodes, self.num_channels)
+        mask = self.mask[: steps * factor].reshape(blocks.shape).all(dim=1)
+        readings = blocks.sum(dim=1) if reduce == "sum" else blocks.mean(dim=1)
+        return replace(self, readings=readings.masked_fill(~mask, 0.0), mask=mask, interval=longer)
+
+    def to_undirected(self) -> City:
+        """The city with every road in both directions (of two weights the larger).
+
+        Vehicles travel downstream, congestion upstream: a cell that passes messages along edges only needs both.
+        """
+        from torch_geometric.utils import to_undirected
+
+        index, weight = to_undirected(self.edge_index, self.edge_weight, num_nodes=self.num_nodes, reduce="max")
+        return replace(self, edge_index=index, edge_weight=weight)
+
+    def few_shot(self, days: float) -> FewShotSplit:
+        """``(visible, test)``: the first ``days`` days, from which one may learn, and the steps after them.
+
+        Both are cities, so no window crosses the border.
+
+        Raises:
+            ValueError: If ``days`` is not positive or leaves no step to test on.
+        """
+        border = few_shot_steps(days, self.num_steps, self.steps_per_day, self.name)
+        return FewShotSplit(self.between(0, border), self.between(border, self.num_steps))
+
+    def windows(self, history: int = 12, horizon: int = 12, stride: int = 1) -> Windows:
+        """All windows of ``history`` steps followed by ``horizon`` steps, without copying a reading."""
+        return Windows(self, history, horizon, stride)
+
+    def to_signal(self, history: int = 12, horizon: int = 12) -> Any:
+        """The windows as a :class:`torch_geometric_temporal.signal.StaticGraphTemporalSignal`.
+
+        See :func:`tsjt_pyg.data.signal.to_signal`.
+        """
+        from .signal import to_signal
+
+        return to_signal(self, history, horizon)
+
+    def to_dataset(self, history: int = 12, horizon: int = 12) -> Dataset:
+        """The windows as a :class:`torch_geometric.data.Dataset`; see :class:`tsjt_pyg.data.signal.WindowDataset`."""
+        from .signal import WindowDataset
+
+        return WindowDataset(self, history, horizon)
+
+
+class _Door:
+    """What every constructor checks before there is a city."""
+
+    def __init__(
+        self,
+        readings: ReadingsLike,
+        *,
+        name: str = "city",
+        mask: np.ndarray | Tensor | None = None,
+        node_ids: Sequence[object] | None = None,
+        channels: Sequence[str] | str | None = None,
+        units: Sequence[str] | str | None = None,
+        start: str | pd.Timestamp | None = None,
+        interval: str | pd.Timedelta | None = None,
+        positions: MatrixLike | None = None,
+        default_ids: Sequence[str] | None = None,
+    ) -> None:
+        clean: CleanReadings = clean_readings(readings, mask)
+        self.name = name
+        self.clean = clean
+        num_nodes, num_channels = clean.readings.shape[1:]
+        if node_ids is not None and clean.node_ids is not None:
+            raise ValueError("node_ids: the readings are a table, whose columns are the node ids; leave node_ids out")
+        if node_ids is None:
+            node_ids = clean.node_ids or default_ids or range(num_nodes)
+        self.node_ids = check_ids(node_ids, num_nodes, "graph" if node_ids is default_ids else "node_ids")
+        self.channels = _names(channels, clean.channels, num_channels, "channels", "reading")
+        self.units = _names(units, None, num_channels, "units", "")
+        for argument, given, found in (("start", start, clean.start), ("interval", interval, clean.interval)):
+            if given is not None and found is not None:
+                raise ValueError(f"{argument}: the readings' index says {found}; leave {argument} out")
+        self.start = pd.Timestamp(start) if start is not None else clean.start or DEFAULT_START
+        self.interval = pd.Timedelta(interval) if interval is not None else clean.interval or DEFAULT_INTERVAL
+        self.pos = None if positions is None else check_positions(positions, self.node_ids)
+
+    def city(self, edges: Edges) -> City:
+        return City(
+            name=self.name,
+            readings=self.clean.readings,
+            mask=self.clean.mask,
+            edge_index=edges.edge_index,
+            edge_weight=edges.edge_weight,
+            node_ids=self.node_ids,
+            channels=self.channels,
+            units=self.units,
+            start=self.start,
+            interval=self.interval,
+            pos=self.pos,
+        )
+
+
+def _names(
+    given: Sequence[str] | str | None, found: tuple[str, ...] | None, count: int, argument: str, default: str
+) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = (given,)
+    names = tuple(given) if given is not None else found
+    if names is None:
+        names = (default,) * count if count == 1 or not default else tuple(f"{default}_{i}" for i in range(count))
+    if len(names) != count:
+        raise ValueError(f"{argument}: the readings have {count} channels, found {list(names)}")
+    return names

@@ -1,0 +1,82 @@
+"""A city in one file: a compressed ``.npz`` without pickles."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .atomic import atomic_path
+
+if TYPE_CHECKING:
+    from .city import City
+
+FORMAT = "tsjt_pyg.City/1"
+
+
+def save_city_file(city: City, path: Path) -> Path:
+    """Writes ``city`` to ``path`` (``.npz`` is appended where absent); a half-written file is never left there."""
+    if path.suffix != ".npz":
+        path = path.with_name(path.name + ".npz")
+    about = {
+        "format": FORMAT,
+        "name": city.name,
+        "channels": city.channels,
+        "units": city.units,
+        "start": city.start.isoformat(),
+        "interval_seconds": city.interval.total_seconds(),
+        "shape": list(city.readings.shape),
+    }
+    arrays = {
+        "about": np.array(json.dumps(about)),
+        "readings": city.readings.cpu().numpy(),
+        "mask": np.packbits(city.mask.cpu().numpy()),
+        "edge_index": city.edge_index.cpu().numpy(),
+        "edge_weight": city.edge_weight.cpu().numpy(),
+        "node_ids": np.array(city.node_ids, dtype=np.str_),
+    }
+    if city.pos is not None:
+        arrays["pos"] = city.pos.cpu().numpy()
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def load_city_file(path: Path) -> City:
+    """Reads what :func:`save_city_file` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a file, or is truncated.
+    """
+    from .city import City
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']!r}")
+            shape = tuple(about["shape"])
+            mask = np.unpackbits(arrays["mask"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+            return City(
+                name=about["name"],
+                readings=torch.from_numpy(arrays["readings"]),
+                mask=torch.from_numpy(mask),
+                edge_index=torch.from_numpy(arrays["edge_index"]),
+                edge_weight=torch.from_numpy(arrays["edge_weight"]),
+                node_ids=tuple(str(node) for node in arrays["node_ids"]),
+                channels=tuple(about["channels"]),
+                units=tuple(about["units"]),
+                start=pd.Timestamp(about["start"]),
+                interval=pd.Timedelta(seconds=about["interval_seconds"]),
+                pos=torch.from_numpy(arrays["pos"]) if "pos" in arrays else None,
+            )
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a city file written by City.save, or a damaged one ({error})") from error

@@ -1,0 +1,154 @@
+"""Readings at the door: arrays and tables in, a tensor of readings and a mask of what was observed out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+ReadingsLike = np.ndarray | Tensor | pd.DataFrame | Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class CleanReadings:
+    """Readings ``[T, N, C]`` and mask, with what a table said about nodes, channels and time (``None``: it did not)."""
+
+    readings: Tensor
+    mask: Tensor
+    node_ids: tuple[str, ...] | None = None
+    channels: tuple[str, ...] | None = None
+    start: pd.Timestamp | None = None
+    interval: pd.Timedelta | None = None
+
+
+def clean_readings(readings: ReadingsLike, mask: np.ndarray | Tensor | None = None) -> CleanReadings:
+    """Turns readings of any accepted kind into float32 ``[T, N, C]`` and a bool mask (``True`` = observed).
+
+    NaN means "not observed": it becomes ``False`` in the mask and 0 in the readings. What is not observed is 0 in the
+    result, whatever stood there, so that no code can read it by mistake. A float32 tensor without missing entries is
+    not copied.
+
+    Args:
+        readings: ``[T, N]`` or ``[T, N, C]`` as numpy array or tensor; or a :class:`pandas.DataFrame` with one row a
+            step and one column a node (a :class:`~pandas.DatetimeIndex` gives start and interval); or a mapping from
+            channel to such a table, joined by node id.
+        mask: Bool, shape of ``readings``; combined with the NaNs.
+
+    Raises:
+        ValueError: On a wrong shape, text, infinite readings, duplicate nodes, irregular time, or a mask that does
+            not fit.
+        TypeError: If ``readings`` or ``mask`` is of no accepted kind.
+    """
+    if isinstance(readings, pd.DataFrame):
+        return _from_tables({None: readings}, mask)
+    if isinstance(readings, Mapping):
+        if not readings:
+            raise ValueError("readings: the mapping from channel to table is empty")
+        return _from_tables(dict(readings.items()), mask)
+    if isinstance(readings, np.ndarray):
+        if readings.dtype.kind not in "fiub":
+            raise ValueError(f"readings: expected numbers, found an array of dtype {readings.dtype}")
+        values = torch.from_numpy(np.ascontiguousarray(readings, dtype=np.float32))
+    elif isinstance(readings, Tensor):
+        if readings.is_complex():
+            raise ValueError(f"readings: expected real numbers, found a tensor of dtype {readings.dtype}")
+        values = readings.detach().to(torch.float32)
+    else:
+        raise TypeError(
+            "readings: expected a numpy array, a tensor, a pandas DataFrame or a mapping from channel to DataFrame, "
+            f"found {type(readings).__name__}"
+        )
+    return CleanReadings(*_mask_missing(values, mask))
+
+
+def _mask_missing(values: Tensor, mask: np.ndarray | Tensor | None) -> tuple[Tensor, Tensor]:
+    given_shape = tuple(values.shape)
+    if values.dim() == 2:
+        values = values.unsqueeze(-1)
+    if values.dim() != 3 or 0 in values.shape:
+        raise ValueError(
+            f"readings: expected shape [steps, nodes] or [steps, nodes, channels], none of them 0, found "
+            f"{list(given_shape)}"
+        )
+    missing = values.isnan()
+    if mask is not None:
+        observed = torch.as_tensor(mask)
+        if observed.dtype != torch.bool:
+            raise TypeError(f"mask: expected dtype bool (True = observed), found {observed.dtype}")
+        if tuple(observed.shape) != given_shape:
+            raise ValueError(f"mask: expected the shape of the readings {list(given_shape)}, found {[*observed.shape]}")
+        missing = missing | ~observed.reshape(values.shape).to(values.device)
+    if missing.any():
+        values = values.masked_fill(missing, 0.0)
+    if not torch.isfinite(values).all():
+        step, node, channel = (int(i) for i in torch.nonzero(~torch.isfinite(values))[0])
+        raise ValueError(
+            f"readings: found {values[step, node, channel].item()} at step {step}, node {node}, channel {channel}; "
+            "readings must be finite, with NaN (or a mask) where nothing was observed"
+        )
+    return values, ~missing
+
+
+def _from_tables(
+    tables: Mapping[str, pd.DataFrame] | dict[None, pd.DataFrame], mask: np.ndarray | Tensor | None
+) -> CleanReadings:
+    arrays: list[np.ndarray] = []
+    first: pd.DataFrame | None = None
+    for channel, table in tables.items():
+        label = "readings" if channel is None else f"readings[{channel!r}]"
+        if not isinstance(table, pd.DataFrame):
+            raise TypeError(f"{label}: expected a pandas DataFrame, found {type(table).__name__}")
+        table = table.set_axis([str(column) for column in table.columns], axis="columns")
+        if table.columns.has_duplicates:
+            twice = table.columns[table.columns.duplicated()][0]
+            raise ValueError(f"{label}: node {twice!r} has more than one column; each node needs exactly one")
+        texts = [column for column in table.columns if table[column].dtype.kind not in "fiub"]
+        if texts:
+            raise ValueError(
+                f"{label}: column {texts[0]!r} holds {table[texts[0]].dtype}, expected numbers "
+                "(convert it with pandas.to_numeric, or set the time column as index)"
+            )
+        if first is None:
+            first = table
+        else:
+            unknown = sorted(set(first.columns) ^ set(table.columns))
+            if unknown:
+                raise ValueError(f"{label}: node {unknown[0]!r} is not in every channel's table")
+            if not table.index.equals(first.index):
+                raise ValueError(f"{label}: its rows are not the same steps as those of the first channel")
+            table = table[first.columns]
+        arrays.append(table.to_numpy(dtype=np.float32))
+    assert first is not None
+    start, interval = _regular_time(first.index)
+    values, observed = _mask_missing(torch.from_numpy(np.stack(arrays, axis=-1)), mask)
+    channels = tuple(str(channel) for channel in tables) if None not in tables else None
+    return CleanReadings(values, observed, tuple(first.columns), channels, start, interval)
+
+
+def _regular_time(index: pd.Index) -> tuple[pd.Timestamp | None, pd.Timedelta | None]:
+    if not isinstance(index, pd.DatetimeIndex) or len(index) < 2:
+        return None, None
+    gaps = index[1:] - index[:-1]
+    interval = gaps[0]
+    if interval <= pd.Timedelta(0) or (gaps != interval).any():
+        bad = int(np.argmax(np.asarray((gaps != interval) | (gaps <= pd.Timedelta(0)))))
+        raise ValueError(
+            f"readings: irregular time: {index[bad]} is followed by {index[bad + 1]}, the first gap is {interval}; "
+            "sort, drop duplicates, and reindex to a fixed frequency (NaN where nothing was observed)"
+        )
+    return index[0], interval
+
+
+def check_ids(node_ids: Sequence[object], num_nodes: int, argument: str = "node_ids") -> tuple[str, ...]:
+    """Node ids as unique strings, one a node."""
+    ids = tuple(str(node) for node in node_ids)
+    if len(ids) != num_nodes:
+        raise ValueError(f"{argument}: expected {num_nodes} ids, one for each node of the readings, found {len(ids)}")
+    if len(set(ids)) != len(ids):
+        twice = next(node for node in ids if ids.count(node) > 1)
+        raise ValueError(f"{argument}: {twice!r} occurs more than once; node ids must be unique")
+    return ids

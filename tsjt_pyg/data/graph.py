@@ -1,0 +1,322 @@
+"""Road networks as edge lists: from an adjacency matrix, distances, positions or a networkx graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+EARTH_RADIUS = 6_371_008.8
+"""Mean radius of the Earth in metres (IUGG)."""
+
+MatrixLike = np.ndarray | Tensor | pd.DataFrame
+
+
+class Edges(NamedTuple):
+    """``edge_index`` ``[2, E]`` int64 (from, to) and ``edge_weight`` ``[E]`` float32."""
+
+    edge_index: Tensor
+    edge_weight: Tensor
+
+
+def _edges(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Edges:
+    order = np.lexsort((target, source))
+    index = np.stack([source[order], target[order]]).astype(np.int64)
+    return Edges(torch.from_numpy(index), torch.from_numpy(weight[order].astype(np.float32)))
+
+
+def _square(matrix: MatrixLike, node_ids: Sequence[str], argument: str) -> np.ndarray:
+    """The matrix in the order of ``node_ids``; a labelled one is joined by id."""
+    num_nodes = len(node_ids)
+    if isinstance(matrix, pd.DataFrame):
+        table = matrix.set_axis([str(c) for c in matrix.columns], axis=1).set_axis(
+            [str(i) for i in matrix.index], axis=0
+        )
+        for axis, labels in (("rows", table.index), ("columns", table.columns)):
+            absent = sorted(set(node_ids) - set(labels))
+            if absent:
+                raise ValueError(
+                    f"{argument}: node {absent[0]!r} of the readings is not among its {axis} "
+                    f"({len(absent)} of {num_nodes} are absent); label rows and columns by node id, or pass an array"
+                )
+        array = table.loc[list(node_ids), list(node_ids)].to_numpy(dtype=np.float64)
+    else:
+        array = np.asarray(matrix.detach().cpu() if isinstance(matrix, Tensor) else matrix, dtype=np.float64)
+    if array.shape != (num_nodes, num_nodes):
+        raise ValueError(
+            f"{argument}: expected shape [{num_nodes}, {num_nodes}], one row and column for each node of the readings, "
+            f"found {list(array.shape)}"
+        )
+    return array
+
+
+def edges_from_adjacency(adjacency: MatrixLike, node_ids: Sequence[str]) -> Edges:
+    """One edge ``i -> j`` for every non-zero ``adjacency[i, j]``, which is its weight.
+
+    Raises:
+        ValueError: If the matrix is not ``[N, N]``, or a weight is negative or not finite.
+    """
+    array = _square(adjacency, node_ids, "adjacency")
+    bad = ~np.isfinite(array) | (array < 0)
+    if bad.any():
+        i, j = (int(k) for k in np.argwhere(bad)[0])
+        raise ValueError(
+            f"adjacency: found {array[i, j]} from node {node_ids[i]!r} to node {node_ids[j]!r}; weights must be finite "
+            "and not negative, 0 where there is no road"
+        )
+    source, target = np.nonzero(array)
+    return _edges(source, target, array[source, target])
+
+
+def gaussian_kernel(distance: np.ndarray, sigma: float | None = None) -> np.ndarray:
+    r"""Closeness :math:`w = \exp(-d^2 / \sigma^2)` of nodes that are :math:`d` metres apart.
+
+    Args:
+        distance: Metres, ``[E]``.
+        sigma: Metres. Default: the standard deviation of ``distance``, as in `DCRNN
+            <https://arxiv.org/abs/1707.01926>`_ (Section 4.1); where that is 0, their mean.
+    """
+    if sigma is None:
+        sigma = float(distance.std()) or float(distance.mean()) or 1.0
+    if not sigma > 0 or not np.isfinite(sigma):
+        raise ValueError(f"sigma: expected a positive number of metres, found {sigma}")
+    return np.exp(-np.square(distance / sigma))
+
+
+def edges_from_distances(
+    distances: MatrixLike,
+    node_ids: Sequence[str],
+    sigma: float | None = None,
+    threshold: float = 0.1,
+) -> Edges:
+    """Edges weighted by the Gaussian kernel of road distances; those below ``threshold`` are dropped.
+
+    Args:
+        distances: Metres from row to column ``[N, N]`` (inf or NaN: no road; the diagonal is ignored), or a table with
+            the columns ``from``, ``to`` and ``cost`` (or ``distance``), whose nodes are node ids; of parallel edges
+            the shortest counts.
+        node_ids: The nodes in order.
+        sigma: See :func:`gaussian_kernel`.
+        threshold: Smallest weight that is kept, in [0, 1).
+
+    Raises:
+        ValueError: On a wrong shape, an unknown node, a negative distance, or a ``threshold`` outside [0, 1).
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a weight in [0, 1), found {threshold}")
+    if isinstance(distances, pd.DataFrame) and {"from", "to"} <= {str(c) for c in distances.columns}:
+        source, target, metres = _distance_table(distances, node_ids)
+    else:
+        array = _square(distances, node_ids, "distances")
+        np.fill_diagonal(array := array.copy(), np.inf)
+        source, target = np.nonzero(np.isfinite(array))
+        metres = array[source, target]
+    if (metres < 0).any():
+        worst = int(np.argmax(metres < 0))
+        raise ValueError(
+            f"distances: found {metres[worst]} from node {node_ids[source[worst]]!r} to node "
+            f"{node_ids[target[worst]]!r}; distances must not be negative"
+        )
+    if not len(metres):
+        return _edges(source, target, metres)
+    weight = gaussian_kernel(metres, sigma)
+    keep = weight >= threshold
+    return _edges(source[keep], target[keep], weight[keep])
+
+
+def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    cost = next((name for name in ("cost", "distance") if name in table.columns), None)
+    if cost is None:
+        raise ValueError(f"distances: expected a column 'cost' or 'distance', found {[str(c) for c in table.columns]}")
+    position = {node: i for i, node in enumerate(node_ids)}
+    rows = pd.DataFrame(
+        {
+            "from": table["from"].astype(str).map(position),
+            "to": table["to"].astype(str).map(position),
+            "metres": pd.to_numeric(table[cost], errors="coerce"),
+        }
+    )
+    for column in ("from", "to"):
+        unknown = rows[column].isna()
+        if unknown.any():
+            row = int(np.argmax(unknown.to_numpy()))
+            raise ValueError(
+                f"distances: row {row}, column {column!r}: node {str(table[column].iloc[row])!r} is not a node of the "
+                f"readings (for example {node_ids[0]!r}); pass node_ids in the order of the readings' columns"
+            )
+    if rows["metres"].isna().any():
+        row = int(np.argmax(rows["metres"].isna().to_numpy()))
+        raise ValueError(f"distances: row {row}, column {cost!r}: found {table[cost].iloc[row]!r}, expected metres")
+    shortest = rows[rows["from"] != rows["to"]].groupby(["from", "to"])["metres"].min().reset_index()
+    return (
+        shortest["from"].to_numpy(dtype=np.int64),
+        shortest["to"].to_numpy(dtype=np.int64),
+        shortest["metres"].to_numpy(dtype=np.float64),
+    )
+
+
+def check_positions(positions: MatrixLike, node_ids: Sequence[str]) -> Tensor:
+    """Positions ``[N, 2]`` float64: latitude and longitude in degrees, in the order of ``node_ids``.
+
+    Args:
+        positions: ``[N, 2]``, or a table with the columns ``latitude`` and ``longitude`` indexed by node id.
+        node_ids: The nodes in order.
+
+    Raises:
+        ValueError: On a wrong shape, an absent node, or degrees out of range.
+    """
+    if isinstance(positions, pd.DataFrame):
+        absent_columns = {"latitude", "longitude"} - {str(c) for c in positions.columns}
+        if absent_columns:
+            raise ValueError(f"positions: column {sorted(absent_columns)[0]!r} is absent, found {[*positions.columns]}")
+        table = positions.set_axis([str(i) for i in positions.index], axis=0)
+        absent = sorted(set(node_ids) - set(table.index))
+        if absent:
+            raise ValueError(f"positions: node {absent[0]!r} of the readings is not in the table's index")
+        array = table.loc[list(node_ids), ["latitude", "longitude"]].to_numpy(dtype=np.float64)
+    else:
+        array = np.array(positions, dtype=np.float64)
+    if array.shape != (len(node_ids), 2):
+        raise ValueError(
+            f"positions: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
+        )
+    bad = ~np.isfinite(array) | (np.abs(array) > np.array([90.0, 180.0]))
+    if bad.any():
+        row = int(np.argwhere(bad)[0, 0])
+        raise ValueError(
+            f"positions: node {node_ids[row]!r} is at {array[row].tolist()}; expected latitude in [-90, 90] and "
+            "longitude in [-180, 180], in degrees and in that order"
+        )
+    return torch.from_numpy(array)
+
+
+def edges_from_positions(positions: Tensor, k: int = 8, sigma: float | None = None) -> Edges:
+    """Each node joined, in both directions, with its ``k`` nearest by great-circle distance (Gaussian kernel).
+
+    Args:
+        positions: Latitude and longitude in degrees, ``[N, 2]``.
+        k: Number of neighbours, at least 1; fewer where the city has fewer nodes.
+        sigma: See :func:`gaussian_kernel`.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    if k < 1:
+        raise ValueError(f"k: expected at least 1 neighbour, found {k}")
+    num_nodes = positions.shape[0]
+    k = min(k, num_nodes - 1)
+    if k == 0:
+        return _edges(np.empty(0, int), np.empty(0, int), np.empty(0))
+    radians = np.radians(positions.numpy())
+    search = NearestNeighbors(n_neighbors=k, metric="haversine", algorithm="ball_tree").fit(radians)
+    arc, neighbour = search.kneighbors()  # without an argument a node is not its own neighbour
+    pairs = np.stack([np.repeat(np.arange(num_nodes), k), neighbour.ravel()])
+    both = np.concatenate([pairs, pairs[::-1]], axis=1)
+    metres = np.tile(arc.ravel() * EARTH_RADIUS, 2)
+    unique, first = np.unique(both, axis=1, return_index=True)
+    return _edges(unique[0], unique[1], gaussian_kernel(metres[first], sigma))
+
+
+class RoadNetwork(NamedTuple):
+    """Nodes of a networkx graph as ids, with edges and positions where the graph has them."""
+
+    node_ids: tuple[str, ...]
+    edges: Edges
+    pos: Tensor | None
+
+
+def road_network_from_networkx(
+    graph: nx.Graph,
+    nodes: Literal["junctions", "segments"] = "junctions",
+    length: str = "length",
+    sigma: float | None = None,
+) -> RoadNetwork:
+    """Nodes and edges of a networkx graph of junctions joined by road segments.
+
+    Args:
+        graph: Any networkx graph; an undirected edge is a road in both directions. ``x`` and ``y`` of its nodes, where
+            all have them, are longitude and latitude in degrees (OSMnx's convention).
+        nodes: ``"junctions"``: the graph's nodes. ``"segments"``: the graph's edges, with the id ``"u-v"``
+            (``"u-v-key"`` in a multigraph), joined where one may turn from one into the other (no U-turn).
+        length: Edge attribute with the metres of a road; weights are their Gaussian kernel. Where no edge has it, all
+            weights are 1.
+        sigma: See :func:`gaussian_kernel`.
+
+    Raises:
+        ValueError: If the graph is empty, ``nodes`` is neither, only some edges have a length, or one is not a
+            positive number.
+    """
+    if nodes not in ("junctions", "segments"):
+        raise ValueError(f"nodes: expected 'junctions' or 'segments', found {nodes!r}")
+    directed = graph if graph.is_directed() else graph.to_directed()
+    roads = [
+        (edge[:2], "-".join(str(part) for part in edge[:-1]), edge[-1])
+        for edge in (directed.edges(keys=True, data=True) if directed.is_multigraph() else directed.edges(data=True))
+        if edge[0] != edge[1]
+    ]
+    if graph.number_of_nodes() == 0 or (nodes == "segments" and not roads):
+        raise ValueError(f"graph: it has no {nodes}")
+    metres = _lengths([data for _, _, data in roads], [road for _, road, _ in roads], length)
+    place = _junction_positions(graph)
+    if nodes == "junctions":
+        position = {node: i for i, node in enumerate(graph.nodes)}
+        shortest: dict[tuple[int, int], float] = {}
+        for ((u, v), _, _), distance in zip(roads, metres, strict=True):
+            pair = (position[u], position[v])
+            shortest[pair] = min(distance, shortest.get(pair, np.inf))
+        ids = tuple(str(node) for node in graph.nodes)
+        pos = None if place is None else torch.tensor([place[node] for node in graph.nodes], dtype=torch.float64)
+        return RoadNetwork(ids, _kernel_edges(shortest, sigma), pos)
+    leaving: dict[object, list[int]] = {}
+    for i, ((u, _), _, _) in enumerate(roads):
+        leaving.setdefault(u, []).append(i)
+    turns = {
+        (i, j): (metres[i] + metres[j]) / 2
+        for i, ((u, v), _, _) in enumerate(roads)
+        for j in leaving.get(v, [])
+        if roads[j][0][1] != u
+    }
+    pos = None
+    if place is not None:
+        middles = [np.add(place[u], place[v]) / 2 for (u, v), _, _ in roads]
+        pos = torch.tensor(np.array(middles), dtype=torch.float64)
+    return RoadNetwork(tuple(road for _, road, _ in roads), _kernel_edges(turns, sigma), pos)
+
+
+def _lengths(attributes: list[dict[str, object]], roads: list[str], length: str) -> np.ndarray:
+    """Metres of each road; NaN for all where no road has the attribute."""
+    values = np.array([float(data[length]) if length in data else np.nan for data in attributes])  # type: ignore[arg-type]
+    absent = np.isnan(values)
+    if absent.all():
+        return values
+    bad = absent | ~(values > 0) | ~np.isfinite(values)
+    if bad.any():
+        worst = int(np.argmax(bad))
+        raise ValueError(
+            f"graph: road {roads[worst]!r} has {length} = {attributes[worst].get(length)}; expected a positive number "
+            "of metres on every edge, or on none"
+        )
+    return values
+
+
+def _junction_positions(graph: nx.Graph) -> dict[object, tuple[float, float]] | None:
+    if not all("x" in data and "y" in data for _, data in graph.nodes(data=True)):
+        return None
+    place = {node: (float(data["y"]), float(data["x"])) for node, data in graph.nodes(data=True)}
+    in_degrees = all(abs(latitude) <= 90 and abs(longitude) <= 180 for latitude, longitude in place.values())
+    return place if in_degrees else None
+
+
+def _kernel_edges(metres: dict[tuple[int, int], float], sigma: float | None) -> Edges:
+    pairs = np.array(list(metres), dtype=np.int64).reshape(-1, 2)
+    distance = np.array(list(metres.values()), dtype=np.float64)
+    weight = (
+        np.ones_like(distance) if not len(distance) or np.isnan(distance).all() else gaussian_kernel(distance, sigma)
+    )
+    return _edges(pairs[:, 0], pairs[:, 1], weight)

@@ -1,0 +1,73 @@
+"""Readings brought to a common scale, from observed entries only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class StandardScaler:
+    r"""Standardises each channel: :math:`(x - \mu_c) / \sigma_c`, from observed entries only.
+
+    It knows what it was fitted on and nothing else: give it the visible *training* days. A channel that never changes
+    gets :math:`\sigma_c = 1`.
+
+    Example:
+        >>> scaler = StandardScaler().fit(visible.readings, visible.mask)
+        >>> x = scaler.transform(batch.x)
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def fit(self, readings: Tensor, mask: Tensor | None = None) -> StandardScaler:
+        """Estimates mean and standard deviation of each channel, in float64.
+
+        Args:
+            readings: ``[..., C]``.
+            mask: bool ``[..., C]``, ``True`` = observed; default: all.
+
+        Raises:
+            ValueError: If a channel has no observed entry.
+        """
+        values = readings.reshape(-1, readings.shape[-1]).to(torch.float64)
+        observed = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.reshape(values.shape)
+        count = observed.sum(dim=0)
+        if (count == 0).any():
+            raise ValueError(
+                f"readings: channel {int((count == 0).nonzero()[0])} has no observed entry, so it has no mean; "
+                "give the scaler more visible days or drop the channel"
+            )
+        values = values.masked_fill(~observed, 0.0)
+        mean = values.sum(dim=0) / count
+        variance = ((values - mean).masked_fill(~observed, 0.0).square().sum(dim=0) / count).clamp(min=0.0)
+        std = variance.sqrt()
+        # Rounding leaves a constant channel with a std of about 1e-16 of its mean; dividing by that would make noise.
+        std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))
+        self.mean, self.std = mean.to(torch.float32), std.to(torch.float32)
+        return self
+
+    def transform(self, readings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Original units ``[..., C]`` to scaled; entries under a ``False`` mask become 0, the mean."""
+        scaled = (readings - self.mean.to(readings.device)) / self.std.to(readings.device)
+        return scaled if mask is None else scaled.masked_fill(~mask, 0.0)
+
+    def inverse_transform(self, scaled: Tensor) -> Tensor:
+        """Scaled ``[..., C]`` to original units."""
+        return scaled * self.std.to(scaled.device) + self.mean.to(scaled.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Mean and std, ``[C]`` each."""
+        return {"mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_state_dict(cls, state_dict: dict[str, Tensor]) -> StandardScaler:
+        """The scaler of a :meth:`state_dict`."""
+        scaler = cls()
+        scaler.mean, scaler.std = state_dict["mean"], state_dict["std"]
+        return scaler
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "mean"):
+            return "StandardScaler()"
+        return f"StandardScaler(mean={self.mean.tolist()}, std={self.std.tolist()})"

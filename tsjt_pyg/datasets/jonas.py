@@ -1,0 +1,59 @@
+"""The JONAS format of the EAST-Net repository: taxi and bike trips on a grid of zones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from ..data import City
+from .files import existing, read_npz
+
+_FILES = {
+    "jonas_nyc": ("JONAS-NYC-16x8-20151024-20160131.npz", pd.Timedelta(minutes=30)),
+    "jonas_dc": ("JONAS-DC-9x12-20151024-20160131.npz", pd.Timedelta(minutes=60)),
+}
+
+
+def read_jonas(folder: Path, name: str) -> City:
+    """Trips that start (demand) and end (supply) in each zone of a grid; zones without land are left out.
+
+    Nodes are zones, with the id ``row-column``; edges join the 8 neighbours with weight 1. A zero is a true zero.
+    """
+    file, interval = _FILES[name]
+    path = existing(folder, file, name)
+    arrays = read_npz(path, "taxi", "bike", "mask")
+    trips = np.concatenate([arrays["taxi"], arrays["bike"]], axis=-1).astype(np.float32)
+    if trips.ndim != 4 or trips.shape[3] != 4:
+        raise ValueError(f"{path}: expected 'taxi' and 'bike' of shape [T, H, W, 2], found {[*arrays['taxi'].shape]}")
+    height, width = trips.shape[1:3]
+    sea = {(int(row), int(column)) for row, column in arrays["mask"].reshape(-1, 2)}
+    graph = _king_graph(height, width)
+    graph.remove_nodes_from(sea)
+    zones = sorted(graph.nodes)
+    rows, columns = np.array(zones).T
+    return City.from_networkx(
+        trips[:, rows, columns],
+        nx.relabel_nodes(graph, {zone: f"{zone[0]}-{zone[1]}" for zone in zones}),
+        name=name,
+        node_ids=[f"{row}-{column}" for row, column in zones],
+        channels=["taxi_demand", "taxi_supply", "bike_demand", "bike_supply"],
+        units=["trips"] * 4,
+        start="2015-10-24",
+        interval=interval,
+    )
+
+
+def _king_graph(height: int, width: int) -> nx.Graph:
+    """Zones joined with their 8 neighbours, as a king moves."""
+    graph = nx.grid_2d_graph(height, width)
+    graph.add_edges_from(
+        ((row, column), (row + 1, column + side))
+        for row in range(height - 1)
+        for column in range(width)
+        for side in (-1, 1)
+        if 0 <= column + side < width
+    )
+    return graph
