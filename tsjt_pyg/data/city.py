@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,15 +42,16 @@ _DAY = pd.Timedelta(days=1)
 class City:
     """A city's road network and readings; immutable: what changes it gives a new one.
 
-    Use a constructor: :meth:`from_adjacency`, :meth:`from_distances`, :meth:`from_positions`, :meth:`from_networkx`,
-    or :meth:`load`. Every constructor turns NaN readings into ``mask == False`` and checks what it is given.
+    Use a constructor: :meth:`from_adjacency`, :meth:`from_edge_index`, :meth:`from_distances`, :meth:`from_positions`,
+    :meth:`from_networkx`, or :meth:`load`. Every constructor turns NaN readings into ``mask == False`` and
+    checks what it is given.
 
     Args:
         name: Name of the city.
         readings: float32 ``[T, N, C]`` in original units; 0 where nothing was observed.
         mask: bool ``[T, N, C]``, ``True`` = observed.
         edge_index: int64 ``[2, E]``, from and to.
-        edge_weight: float32 ``[E]``, positive.
+        edge_weight: float32 ``[E]``, not negative.
         node_ids: One unique id a node.
         channels: One name a channel, for example ``("speed",)``.
         units: One unit a channel, for example ``("km/h",)``.
@@ -115,12 +117,29 @@ class City:
 
         Args:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
-            adjacency: ``[N, N]``; a :class:`~pandas.DataFrame` labelled by node id is joined by id.
+            adjacency: ``[N, N]``, dense or sparse; a :class:`~pandas.DataFrame` labelled by node id is joined by id
+                (nodes without readings are left out).
             **about: ``name``, ``mask``, ``node_ids``, ``channels``, ``units``, ``start``, ``interval``, ``positions``
                 (latitude, longitude), as in :class:`City`; all optional.
         """
         door = _Door(readings, **about)
         return door.city(edges_from_adjacency(adjacency, door.node_ids))
+
+    @classmethod
+    def from_edge_index(
+        cls, readings: ReadingsLike, edge_index: Tensor, edge_weight: Tensor | None = None, **about: Any
+    ) -> City:
+        """A city from the ``edge_index`` of PyG; the numbers in it are positions among the readings' nodes.
+
+        Args:
+            readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
+            edge_index: int64 ``[2, E]``, from and to.
+            edge_weight: ``[E]``, not negative; default: all 1.
+            **about: As in :meth:`from_adjacency`.
+        """
+        index = torch.as_tensor(edge_index)
+        weight = torch.ones(index.shape[-1]) if edge_weight is None else torch.as_tensor(edge_weight).detach()
+        return _Door(readings, **about).city(Edges(index, weight.to(torch.float32)))
 
     @classmethod
     def from_distances(
@@ -138,7 +157,7 @@ class City:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
             distances: Metres, as a matrix ``[N, N]`` or a table with columns ``from, to, cost``; see
                 :func:`~tsjt_pyg.data.graph.edges_from_distances`.
-            sigma: Metres; default: their standard deviation.
+            sigma: Metres; default: their root mean square.
             threshold: In [0, 1).
             **about: As in :meth:`from_adjacency`.
         """
@@ -155,7 +174,7 @@ class City:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
             positions: Latitude and longitude in degrees, ``[N, 2]`` or a table indexed by node id.
             k: Number of neighbours.
-            sigma: Metres; default: the standard deviation of the distances.
+            sigma: Metres; default: the root mean square of the distances.
             **about: As in :meth:`from_adjacency`.
         """
         door = _Door(readings, positions=positions, **about)
@@ -183,7 +202,7 @@ class City:
             graph: See :func:`~tsjt_pyg.data.graph.road_network_from_networkx`.
             nodes: Whether ``"junctions"`` or road ``"segments"`` are the nodes.
             length: Edge attribute with metres.
-            sigma: Metres; default: the standard deviation of the distances.
+            sigma: Metres; default: the root mean square of the distances.
             **about: As in :meth:`from_adjacency`.
         """
         network = road_network_from_networkx(graph, nodes, length, sigma)
@@ -263,7 +282,7 @@ class City:
     @property
     def missing(self) -> float:
         """Share of entries that were not observed."""
-        return 1.0 - self.mask.to(torch.float64).mean().item()
+        return 1.0 - int(self.mask.sum()) / self.mask.numel()
 
     def __repr__(self) -> str:
         channels = ", ".join(f"{c} ({u})" if u else c for c, u in zip(self.channels, self.units, strict=True))
@@ -272,6 +291,15 @@ class City:
             f"{self.interval.total_seconds() / 60:g} min from {self.start:%Y-%m-%d %H:%M}, {self.num_edges} edges, "
             f"{self.missing:.1%} missing)"
         )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of readings, mask, road network, ids, channels and time: equal for equal cities only."""
+        digest = hashlib.sha256()
+        for tensor in (self.readings, self.mask, self.edge_index, self.edge_weight):
+            digest.update(f"{tensor.dtype}{[*tensor.shape]}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(repr((self.node_ids, self.channels, self.units, str(self.start), str(self.interval))).encode())
+        return digest.hexdigest()
 
     # --- views --------------------------------------------------------------------------------------------------
 
@@ -308,7 +336,7 @@ class City:
             interval: A multiple of the city's interval; steps that do not fill a last one are dropped.
             reduce: ``"mean"`` (speeds, occupancy) or ``"sum"`` (counts).
         """
-        longer = pd.Timedelta(interval)
+        longer = _interval(interval)
         if longer < self.interval or longer % self.interval != pd.Timedelta(0):
             raise ValueError(f"interval: expected a multiple of {self.interval}, found {longer}")
         if reduce not in ("mean", "sum"):
@@ -331,6 +359,12 @@ class City:
 
         index, weight = to_undirected(self.edge_index, self.edge_weight, num_nodes=self.num_nodes, reduce="max")
         return replace(self, edge_index=index, edge_weight=weight)
+
+    def to(self, device: torch.device | str) -> City:
+        """The city with all its tensors on ``device``; windows and batches of it are made there."""
+        tensors = ("readings", "mask", "edge_index", "edge_weight", "pos")
+        moved = {name: getattr(self, name).to(device) for name in tensors if getattr(self, name) is not None}
+        return replace(self, **moved)
 
     def few_shot(self, days: float) -> FewShotSplit:
         """``(visible, test)``: the first ``days`` days, from which one may learn, and the steps after them.
@@ -394,8 +428,8 @@ class _Door:
         for argument, given, found in (("start", start, clean.start), ("interval", interval, clean.interval)):
             if given is not None and found is not None:
                 raise ValueError(f"{argument}: the readings' index says {found}; leave {argument} out")
-        self.start = pd.Timestamp(start) if start is not None else clean.start or DEFAULT_START
-        self.interval = pd.Timedelta(interval) if interval is not None else clean.interval or DEFAULT_INTERVAL
+        self.start = _start(start) if start is not None else clean.start or DEFAULT_START
+        self.interval = _interval(interval) if interval is not None else clean.interval or DEFAULT_INTERVAL
         self.pos = None if positions is None else check_positions(positions, self.node_ids)
 
     def city(self, edges: Edges) -> City:
@@ -425,3 +459,22 @@ def _names(
     if len(names) != count:
         raise ValueError(f"{argument}: the readings have {count} channels, found {list(names)}")
     return names
+
+
+def _start(start: str | pd.Timestamp) -> pd.Timestamp:
+    try:
+        found = pd.Timestamp(start)
+    except ValueError as error:
+        raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r} ({error})") from error
+    if found is pd.NaT:
+        raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r}")
+    return found
+
+
+def _interval(interval: str | pd.Timedelta) -> pd.Timedelta:
+    if isinstance(interval, int | float):  # pandas would take it for nanoseconds
+        raise ValueError(f"interval: expected a time with its unit (such as '5min'), found the number {interval}")
+    try:
+        return pd.Timedelta(interval)
+    except ValueError as error:
+        raise ValueError(f"interval: expected a time with its unit (such as '5min'), found {interval!r}") from error

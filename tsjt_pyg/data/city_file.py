@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 FORMAT = "tsjt_pyg.City/1"
 
 
+DAMAGED = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+"""What numpy and zipfile raise on a damaged ``.npz``, depending on where the damage is."""
+
+
+def open_npz(path: Path) -> np.lib.npyio.NpzFile:
+    """An ``.npz``, open for reading without pickles."""
+    arrays = np.load(path, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array (.npy)")
+    return arrays
+
+
 def save_city_file(city: City, path: Path) -> Path:
     """Writes ``city`` to ``path`` (``.npz`` is appended where absent); a half-written file is never left there."""
     if path.suffix != ".npz":
@@ -31,6 +44,7 @@ def save_city_file(city: City, path: Path) -> Path:
         "start": city.start.isoformat(),
         "interval_seconds": city.interval.total_seconds(),
         "shape": list(city.readings.shape),
+        "has_pos": city.pos is not None,
     }
     arrays = {
         "about": np.array(json.dumps(about)),
@@ -57,7 +71,7 @@ def load_city_file(path: Path) -> City:
     from .city import City
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             about = json.loads(str(arrays["about"]))
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']!r}")
@@ -74,9 +88,9 @@ def load_city_file(path: Path) -> City:
                 units=tuple(about["units"]),
                 start=pd.Timestamp(about["start"]),
                 interval=pd.Timedelta(seconds=about["interval_seconds"]),
-                pos=torch.from_numpy(arrays["pos"]) if "pos" in arrays else None,
+                pos=torch.from_numpy(arrays["pos"]) if about["has_pos"] else None,
             )
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, *DAMAGED) as error:
         raise ValueError(f"{path}: not a city file written by City.save, or a damaged one ({error})") from error

@@ -28,19 +28,19 @@ class CleanReadings:
 def clean_readings(readings: ReadingsLike, mask: np.ndarray | Tensor | None = None) -> CleanReadings:
     """Turns readings of any accepted kind into float32 ``[T, N, C]`` and a bool mask (``True`` = observed).
 
-    NaN means "not observed": it becomes ``False`` in the mask and 0 in the readings. What is not observed is 0 in the
-    result, whatever stood there, so that no code can read it by mistake. A float32 tensor without missing entries is
-    not copied.
+    NaN (or the mask of a :class:`numpy.ma.MaskedArray`) means "not observed": it becomes ``False`` in the mask and 0 in
+    the readings. What is not observed is 0 in the result, whatever stood there, so that no code can read it by mistake.
+    A float32 tensor or writable array without missing entries is not copied.
 
     Args:
         readings: ``[T, N]`` or ``[T, N, C]`` as numpy array or tensor; or a :class:`pandas.DataFrame` with one row a
             step and one column a node (a :class:`~pandas.DatetimeIndex` gives start and interval); or a mapping from
             channel to such a table, joined by node id.
-        mask: Bool, shape of ``readings``; combined with the NaNs.
+        mask: Bool, shape of ``readings`` (``[T, N]`` is enough for one channel); combined with the NaNs.
 
     Raises:
-        ValueError: On a wrong shape, text, infinite readings, duplicate nodes, irregular time, or a mask that does
-            not fit.
+        ValueError: On a wrong shape, text, infinite readings, duplicate nodes, irregular or unparsed time, or a mask
+            that does not fit.
         TypeError: If ``readings`` or ``mask`` is of no accepted kind.
     """
     if isinstance(readings, pd.DataFrame):
@@ -52,7 +52,9 @@ def clean_readings(readings: ReadingsLike, mask: np.ndarray | Tensor | None = No
     if isinstance(readings, np.ndarray):
         if readings.dtype.kind not in "fiub":
             raise ValueError(f"readings: expected numbers, found an array of dtype {readings.dtype}")
-        values = torch.from_numpy(np.ascontiguousarray(readings, dtype=np.float32))
+        if isinstance(readings, np.ma.MaskedArray):
+            readings = np.ma.filled(readings.astype(np.float32), np.nan)
+        values = torch.from_numpy(np.require(readings, np.float32, ["C", "W"]))  # a read-only array is copied
     elif isinstance(readings, Tensor):
         if readings.is_complex():
             raise ValueError(f"readings: expected real numbers, found a tensor of dtype {readings.dtype}")
@@ -76,10 +78,15 @@ def _mask_missing(values: Tensor, mask: np.ndarray | Tensor | None) -> tuple[Ten
         )
     missing = values.isnan()
     if mask is not None:
+        if not isinstance(mask, np.ndarray | Tensor):
+            raise TypeError(
+                f"mask: expected a numpy array or a tensor (True = observed), found {type(mask).__name__}; NaN "
+                "readings need no mask"
+            )
         observed = torch.as_tensor(mask)
         if observed.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype bool (True = observed), found {observed.dtype}")
-        if tuple(observed.shape) != given_shape:
+        if observed.shape != values.shape and (values.shape[2] > 1 or observed.shape != values.shape[:2]):
             raise ValueError(f"mask: expected the shape of the readings {list(given_shape)}, found {[*observed.shape]}")
         missing = missing | ~observed.reshape(values.shape).to(values.device)
     if missing.any():
@@ -121,7 +128,7 @@ def _from_tables(
             if not table.index.equals(first.index):
                 raise ValueError(f"{label}: its rows are not the same steps as those of the first channel")
             table = table[first.columns]
-        arrays.append(table.to_numpy(dtype=np.float32))
+        arrays.append(table.to_numpy(dtype=np.float32, na_value=np.nan))
     assert first is not None
     start, interval = _regular_time(first.index)
     values, observed = _mask_missing(torch.from_numpy(np.stack(arrays, axis=-1)), mask)
@@ -130,6 +137,11 @@ def _from_tables(
 
 
 def _regular_time(index: pd.Index) -> tuple[pd.Timestamp | None, pd.Timedelta | None]:
+    if pd.api.types.is_string_dtype(index.dtype):
+        raise ValueError(
+            f"readings: the rows are labelled with text ({index[0]!r}); make it times with pandas.to_datetime "
+            "(parse_dates= of read_csv), or drop it with reset_index(drop=True)"
+        )
     if not isinstance(index, pd.DatetimeIndex) or len(index) < 2:
         return None, None
     gaps = index[1:] - index[:-1]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 from torch import Tensor
+
+from .clean import check_ids
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -17,6 +20,7 @@ EARTH_RADIUS = 6_371_008.8
 """Mean radius of the Earth in metres (IUGG)."""
 
 MatrixLike = np.ndarray | Tensor | pd.DataFrame
+"""Scipy's and torch's sparse matrices are taken too; they are made dense."""
 
 
 class Edges(NamedTuple):
@@ -30,6 +34,18 @@ def _edges(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Edges:
     order = np.lexsort((target, source))
     index = np.stack([source[order], target[order]]).astype(np.int64)
     return Edges(torch.from_numpy(index), torch.from_numpy(weight[order].astype(np.float32)))
+
+
+def _numbers(matrix: MatrixLike, argument: str) -> np.ndarray:
+    dense: Any = matrix
+    if isinstance(matrix, Tensor):
+        dense = matrix.detach().cpu().to_dense()
+    elif scipy.sparse.issparse(matrix):
+        dense = dense.toarray()
+    try:
+        return np.array(dense, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{argument}: expected an array or table of numbers ({error})") from error
 
 
 def _square(matrix: MatrixLike, node_ids: Sequence[str], argument: str) -> np.ndarray:
@@ -46,9 +62,12 @@ def _square(matrix: MatrixLike, node_ids: Sequence[str], argument: str) -> np.nd
                     f"{argument}: node {absent[0]!r} of the readings is not among its {axis} "
                     f"({len(absent)} of {num_nodes} are absent); label rows and columns by node id, or pass an array"
                 )
-        array = table.loc[list(node_ids), list(node_ids)].to_numpy(dtype=np.float64)
+            if labels.has_duplicates:
+                twice = labels[labels.duplicated()][0]
+                raise ValueError(f"{argument}: node {twice!r} occurs more than once among its {axis}")
+        array = _numbers(table.loc[list(node_ids), list(node_ids)], argument)
     else:
-        array = np.asarray(matrix.detach().cpu() if isinstance(matrix, Tensor) else matrix, dtype=np.float64)
+        array = _numbers(matrix, argument)
     if array.shape != (num_nodes, num_nodes):
         raise ValueError(
             f"{argument}: expected shape [{num_nodes}, {num_nodes}], one row and column for each node of the readings, "
@@ -80,11 +99,12 @@ def gaussian_kernel(distance: np.ndarray, sigma: float | None = None) -> np.ndar
 
     Args:
         distance: Metres, ``[E]``.
-        sigma: Metres. Default: the standard deviation of ``distance``, as in `DCRNN
-            <https://arxiv.org/abs/1707.01926>`_ (Section 4.1); where that is 0, their mean.
+        sigma: Metres. Default: the root mean square of ``distance``. (`DCRNN <https://arxiv.org/abs/1707.01926>`_ takes
+            the standard deviation, of distances between all pairs. Of neighbours, whose distances are much alike, that
+            is far too narrow: all weights would be next to 0.)
     """
     if sigma is None:
-        sigma = float(distance.std()) or float(distance.mean()) or 1.0
+        sigma = float(np.sqrt(np.mean(np.square(distance)))) or 1.0
     if not sigma > 0 or not np.isfinite(sigma):
         raise ValueError(f"sigma: expected a positive number of metres, found {sigma}")
     return np.exp(-np.square(distance / sigma))
@@ -99,15 +119,16 @@ def edges_from_distances(
     """Edges weighted by the Gaussian kernel of road distances; those below ``threshold`` are dropped.
 
     Args:
-        distances: Metres from row to column ``[N, N]`` (inf or NaN: no road; the diagonal is ignored), or a table with
-            the columns ``from``, ``to`` and ``cost`` (or ``distance``), whose nodes are node ids; of parallel edges
-            the shortest counts.
+        distances: Metres from row to column ``[N, N]`` (inf or NaN, not 0: no road; the diagonal is ignored), or a
+            table with the columns ``from``, ``to`` and ``cost`` (or ``distance``), whose nodes are node ids; of
+            parallel edges the shortest counts.
         node_ids: The nodes in order.
         sigma: See :func:`gaussian_kernel`.
         threshold: Smallest weight that is kept, in [0, 1).
 
     Raises:
-        ValueError: On a wrong shape, an unknown node, a negative distance, or a ``threshold`` outside [0, 1).
+        ValueError: On a wrong shape, an unknown node, a negative distance, a matrix with 0 between two nodes, a
+            ``threshold`` outside [0, 1), or a ``sigma`` that leaves no edge.
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold: expected a weight in [0, 1), found {threshold}")
@@ -115,9 +136,15 @@ def edges_from_distances(
         source, target, metres = _distance_table(distances, node_ids)
     else:
         array = _square(distances, node_ids, "distances")
-        np.fill_diagonal(array := array.copy(), np.inf)
+        np.fill_diagonal(array, np.inf)
         source, target = np.nonzero(np.isfinite(array))
         metres = array[source, target]
+        if (metres == 0).any():
+            zero = int(np.argmax(metres == 0))
+            raise ValueError(
+                f"distances: found 0 from node {node_ids[source[zero]]!r} to node {node_ids[target[zero]]!r}; say inf "
+                "or NaN where there is no road (and 1 metre for two nodes in one place)"
+            )
     if (metres < 0).any():
         worst = int(np.argmax(metres < 0))
         raise ValueError(
@@ -128,6 +155,11 @@ def edges_from_distances(
         return _edges(source, target, metres)
     weight = gaussian_kernel(metres, sigma)
     keep = weight >= threshold
+    if not keep.any():
+        raise ValueError(
+            f"sigma: all {len(metres)} weights are below the threshold {threshold}; the nearest nodes are "
+            f"{metres.min():g} metres apart, choose a sigma of that size (in metres) or larger"
+        )
     return _edges(source[keep], target[keep], weight[keep])
 
 
@@ -151,8 +183,9 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
                 f"distances: row {row}, column {column!r}: node {str(table[column].iloc[row])!r} is not a node of the "
                 f"readings (for example {node_ids[0]!r}); pass node_ids in the order of the readings' columns"
             )
-    if rows["metres"].isna().any():
-        row = int(np.argmax(rows["metres"].isna().to_numpy()))
+    bad = ~np.isfinite(rows["metres"].to_numpy(dtype=np.float64))
+    if bad.any():
+        row = int(np.argmax(bad))
         raise ValueError(f"distances: row {row}, column {cost!r}: found {table[cost].iloc[row]!r}, expected metres")
     shortest = rows[rows["from"] != rows["to"]].groupby(["from", "to"])["metres"].min().reset_index()
     return (
@@ -180,9 +213,9 @@ def check_positions(positions: MatrixLike, node_ids: Sequence[str]) -> Tensor:
         absent = sorted(set(node_ids) - set(table.index))
         if absent:
             raise ValueError(f"positions: node {absent[0]!r} of the readings is not in the table's index")
-        array = table.loc[list(node_ids), ["latitude", "longitude"]].to_numpy(dtype=np.float64)
+        array = _numbers(table.loc[list(node_ids), ["latitude", "longitude"]], "positions")
     else:
-        array = np.array(positions, dtype=np.float64)
+        array = _numbers(positions, "positions")
     if array.shape != (len(node_ids), 2):
         raise ValueError(
             f"positions: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
@@ -243,14 +276,15 @@ def road_network_from_networkx(
         graph: Any networkx graph; an undirected edge is a road in both directions. ``x`` and ``y`` of its nodes, where
             all have them, are longitude and latitude in degrees (OSMnx's convention).
         nodes: ``"junctions"``: the graph's nodes. ``"segments"``: the graph's edges, with the id ``"u-v"``
-            (``"u-v-key"`` in a multigraph), joined where one may turn from one into the other (no U-turn).
+            (``"u-v-key"`` in a multigraph), joined where one may turn from one into the other (no U-turn). Loops from
+            a junction to itself are left out.
         length: Edge attribute with the metres of a road; weights are their Gaussian kernel. Where no edge has it, all
             weights are 1.
         sigma: See :func:`gaussian_kernel`.
 
     Raises:
-        ValueError: If the graph is empty, ``nodes`` is neither, only some edges have a length, or one is not a
-            positive number.
+        ValueError: If the graph is empty, ``nodes`` is neither, two nodes have the same id as text, only some edges
+            have a length, or one is not a positive number.
     """
     if nodes not in ("junctions", "segments"):
         raise ValueError(f"nodes: expected 'junctions' or 'segments', found {nodes!r}")
@@ -270,7 +304,7 @@ def road_network_from_networkx(
         for ((u, v), _, _), distance in zip(roads, metres, strict=True):
             pair = (position[u], position[v])
             shortest[pair] = min(distance, shortest.get(pair, np.inf))
-        ids = tuple(str(node) for node in graph.nodes)
+        ids = check_ids(list(graph.nodes), len(graph), "graph")
         pos = None if place is None else torch.tensor([place[node] for node in graph.nodes], dtype=torch.float64)
         return RoadNetwork(ids, _kernel_edges(shortest, sigma), pos)
     leaving: dict[object, list[int]] = {}
@@ -286,7 +320,8 @@ def road_network_from_networkx(
     if place is not None:
         middles = [np.add(place[u], place[v]) / 2 for (u, v), _, _ in roads]
         pos = torch.tensor(np.array(middles), dtype=torch.float64)
-    return RoadNetwork(tuple(road for _, road, _ in roads), _kernel_edges(turns, sigma), pos)
+    ids = check_ids([road for _, road, _ in roads], len(roads), "graph")
+    return RoadNetwork(ids, _kernel_edges(turns, sigma), pos)
 
 
 def _lengths(attributes: list[dict[str, object]], roads: list[str], length: str) -> np.ndarray:

@@ -49,6 +49,10 @@ class CityPairLoader:
         seed: Seed of the order.
         weights: How often each source takes its turn; default: all equally.
 
+    Raises:
+        ValueError: If there is no source, history, horizon or number of channels of a source differ from the target's,
+            or ``batch_size`` or ``weights`` make no sense.
+
     Example:
         >>> for source, target, _ in itertools.islice(CityPairLoader(sources, target), 500): ...
     """
@@ -65,8 +69,19 @@ class CityPairLoader:
             raise ValueError("sources: expected the windows of at least one source city, found none")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        for i, windows in enumerate(sources):
+            for what, found, expected in (
+                ("history", windows.history, target.history),
+                ("horizon", windows.horizon, target.horizon),
+                ("channels", windows.city.num_channels, target.city.num_channels),
+            ):
+                if found != expected:
+                    raise ValueError(
+                        f"sources[{i}]: {windows.city.name} has {what} {found}, the target {target.city.name} has "
+                        f"{expected}; one model reads both, so make them equal (City.select chooses channels)"
+                    )
         shares = torch.ones(len(sources)) if weights is None else torch.tensor(weights, dtype=torch.float32)
-        if tuple(shares.shape) != (len(sources),) or not (shares >= 0).all() or not shares.sum() > 0:
+        if tuple(shares.shape) != (len(sources),) or not (shares >= 0).all() or not 0 < shares.sum() < torch.inf:
             raise ValueError(f"weights: expected {len(sources)} weights >= 0, one a source, not all 0; found {weights}")
         self.sources, self.target, self.batch_size, self.seed = tuple(sources), target, batch_size, seed
         self.weights = shares / shares.sum()

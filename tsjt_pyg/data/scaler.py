@@ -28,8 +28,10 @@ class StandardScaler:
             mask: bool ``[..., C]``, ``True`` = observed; default: all.
 
         Raises:
-            ValueError: If a channel has no observed entry.
+            ValueError: If a channel has no observed entry, or the mask has another shape.
         """
+        if mask is not None and mask.shape != readings.shape:
+            raise ValueError(f"mask: expected the shape of the readings {[*readings.shape]}, found {[*mask.shape]}")
         values = readings.reshape(-1, readings.shape[-1]).to(torch.float64)
         observed = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.reshape(values.shape)
         count = observed.sum(dim=0)
@@ -49,11 +51,13 @@ class StandardScaler:
 
     def transform(self, readings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Original units ``[..., C]`` to scaled; entries under a ``False`` mask become 0, the mean."""
+        self._check(readings)
         scaled = (readings - self.mean.to(readings.device)) / self.std.to(readings.device)
         return scaled if mask is None else scaled.masked_fill(~mask, 0.0)
 
     def inverse_transform(self, scaled: Tensor) -> Tensor:
         """Scaled ``[..., C]`` to original units."""
+        self._check(scaled)
         return scaled * self.std.to(scaled.device) + self.mean.to(scaled.device)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -66,6 +70,18 @@ class StandardScaler:
         scaler = cls()
         scaler.mean, scaler.std = state_dict["mean"], state_dict["std"]
         return scaler
+
+    def _check(self, values: Tensor) -> None:
+        if values.shape[-1] != len(self.mean):
+            raise ValueError(
+                f"readings: expected {len(self.mean)} channels (last dimension), as the scaler was fitted on, found "
+                f"shape {[*values.shape]}"
+            )
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in ("mean", "std"):
+            raise AttributeError(f"{name}: this scaler knows nothing yet; call fit(readings, mask) first")
+        raise AttributeError(f"StandardScaler has no attribute {name!r}")
 
     def __repr__(self) -> str:
         if not hasattr(self, "mean"):

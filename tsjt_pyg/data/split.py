@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def few_shot_steps(days: float, num_steps: int, steps_per_day: int, name: str) -
     Raises:
         ValueError: If that is no step, or all there are.
     """
-    steps = round(days * steps_per_day)
+    steps = round(days * steps_per_day) if math.isfinite(days) else 0
     if not 0 < steps < num_steps:
         raise ValueError(
             f"days: {name} has {num_steps / steps_per_day:.2f} days of readings; expected more than 0 and fewer than "

@@ -102,7 +102,13 @@ class Windows:
         return self._view(self.city.mask, self.history, self.horizon)
 
     def batch(self, index: Tensor) -> WindowBatch:
-        """The windows of the given numbers ``[B]``, gathered."""
+        """The windows of the given numbers ``[B]``, gathered.
+
+        Raises:
+            IndexError: If a number is not in ``0 .. len(self) - 1``.
+        """
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"index: expected windows 0 to {len(self) - 1}, found {index.tolist()}")
         index = index.to(self.city.readings.device)
         first = index.unsqueeze(-1) * self.stride
         steps = first + torch.arange(self.history + self.horizon, device=index.device)

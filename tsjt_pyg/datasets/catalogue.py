@@ -55,7 +55,7 @@ _READERS: dict[str, tuple[str, str, Callable[[Path], City]]] = {
 
 
 def _root(root: str | Path | None) -> Path | None:
-    found = root if root is not None else os.environ.get(ROOT_VARIABLE)
+    found = root if root is not None else os.environ.get(ROOT_VARIABLE) or None
     return None if found is None else Path(found)
 
 
@@ -76,7 +76,7 @@ def list_cities(root: str | Path | None = None) -> list[CityEntry]:
     return entries
 
 
-def load_city(name: str, root: str | Path | None = None) -> City:
+def load_city(name: str | Path, root: str | Path | None = None) -> City:
     """A named city.
 
     Args:
@@ -88,6 +88,7 @@ def load_city(name: str, root: str | Path | None = None) -> City:
         ValueError: If no city has this name, or one of its files is damaged.
         FileNotFoundError: If its folder or one of its files is missing.
     """
+    name = str(name)
     if name.endswith(".npz"):
         return City.load(name)
     if name.startswith("demo/") and name.removeprefix("demo/") in demo_names():
@@ -95,7 +96,7 @@ def load_city(name: str, root: str | Path | None = None) -> City:
     if name not in _READERS:
         known = [f"demo/{demo}" for demo in demo_names()] + list(_READERS)
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
             f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, and files of City.save (.npz)"
         )
@@ -109,7 +110,12 @@ def load_city(name: str, root: str | Path | None = None) -> City:
         raise FileNotFoundError(
             f"city {name!r}: there is no folder {base / name}; the card datasets/{name}.md says what belongs there"
         )
-    return _READERS[name][2](base / name)
+    try:
+        return _READERS[name][2](base / name)
+    except ValueError as error:
+        if str(base / name) in str(error):
+            raise
+        raise ValueError(f"{base / name}: its files do not fit each other: {error}") from error
 
 
 def default_sources(target: str, root: str | Path | None = None) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from ..data.city_file import DAMAGED, open_npz
 
 
 def existing(folder: Path, name: str, card: str) -> Path:
@@ -32,30 +33,49 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         ValueError: If the file is damaged, or an array is absent or pickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             absent = [key for key in keys if key not in arrays]
             if absent:
                 raise ValueError(f"array {absent[0]!r} is absent, found {sorted(arrays)}")
             return {key: arrays[key] for key in keys}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path}: cannot be read as .npz ({error})") from error
 
 
-def read_csv(path: Path, header: bool = True) -> pd.DataFrame:
+def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
     """A CSV file of numbers.
 
+    Args:
+        path: The file.
+        *columns: Columns it must have.
+        header: Whether the first line names the columns.
+
     Raises:
-        ValueError: If it is ragged, empty or holds text; the message names the column and row.
+        ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
     """
     try:
+        _check_rectangular(path)
         table = pd.read_csv(path, header=0 if header else None)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
+    absent = [column for column in columns if column not in table.columns]
+    if absent:
+        raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
     for column in table.columns:
         if table[column].dtype.kind not in "fiu":
-            row = int(pd.to_numeric(table[column], errors="coerce").isna().to_numpy().argmax())
+            text = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
+            row = int(text.to_numpy().argmax())
             line = row + 1 + header
             raise ValueError(
                 f"{path}: column {column!r}, line {line}: found {table[column].iloc[row]!r}, expected a number"
             )
     return table
+
+
+def _check_rectangular(path: Path) -> None:
+    """Refuses short lines, which pandas fills up with NaN, and long ones, whose first field it takes for an index."""
+    with path.open(encoding="utf-8") as lines:
+        fields = next(lines, "").count(",") + 1
+        for number, line in enumerate(lines, start=2):
+            if line.strip() and line.count(",") + 1 != fields:
+                raise ValueError(f"line {number} has {line.count(',') + 1} fields, the first line {fields}")

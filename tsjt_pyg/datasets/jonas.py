@@ -25,9 +25,10 @@ def read_jonas(folder: Path, name: str) -> City:
     file, interval = _FILES[name]
     path = existing(folder, file, name)
     arrays = read_npz(path, "taxi", "bike", "mask")
+    shapes = [arrays[trip].shape for trip in ("taxi", "bike")]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][3] != 2:
+        raise ValueError(f"{path}: expected 'taxi' and 'bike' of one shape [T, H, W, 2], found {[*map(list, shapes)]}")
     trips = np.concatenate([arrays["taxi"], arrays["bike"]], axis=-1).astype(np.float32)
-    if trips.ndim != 4 or trips.shape[3] != 4:
-        raise ValueError(f"{path}: expected 'taxi' and 'bike' of shape [T, H, W, 2], found {[*arrays['taxi'].shape]}")
     height, width = trips.shape[1:3]
     sea = {(int(row), int(column)) for row, column in arrays["mask"].reshape(-1, 2)}
     graph = _king_graph(height, width)

@@ -17,7 +17,7 @@ def read_los_loop(folder: Path) -> City:
     speed = read_csv(existing(folder, "speed.csv", "los_loop"))
     speed.columns = speed.columns.astype(str)
     adjacency = read_csv(existing(folder, "adjacency.csv", "los_loop"), header=False)
-    sensors = read_csv(existing(folder, "sensors.csv", "los_loop"))
+    sensors = read_csv(existing(folder, "sensors.csv", "los_loop"), "sensor_id", "latitude", "longitude")
     return City.from_adjacency(
         speed.where(speed != 0),  # a zero speed is a sensor without data (DCRNN's convention for METR-LA)
         adjacency.to_numpy(),

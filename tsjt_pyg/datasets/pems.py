@@ -26,7 +26,7 @@ def read_pems(folder: Path, name: str) -> City:
     data[data[..., 2] == 0, 2] = np.nan
     return City.from_distances(
         data,
-        read_csv(existing(folder, "distance.csv", name)).astype({"from": int, "to": int}),
+        read_csv(existing(folder, "distance.csv", name), "from", "to", "cost").astype({"from": int, "to": int}),
         threshold=0.0,
         name=name,
         channels=["flow", "occupancy", "speed"],

@@ -1,0 +1,7 @@
+"""Measuring forecasts, and comparing strategies honestly."""
+
+from .comparison import compare
+from .metrics import Errors, HorizonErrors, masked_mae, masked_mape, masked_rmse
+from .table import Comparison
+
+__all__ = ["Comparison", "Errors", "HorizonErrors", "compare", "masked_mae", "masked_mape", "masked_rmse"]

@@ -1,0 +1,4 @@
+from tsjt_pyg.optim.filters import combine, gramian, paper_weights, projection_coefficient, skew
+from tsjt_pyg.optim.target_skewed import TargetSkewedOptimizer
+
+__all__ = ["TargetSkewedOptimizer", "combine", "gramian", "paper_weights", "projection_coefficient", "skew"]

@@ -1,0 +1,21 @@
+"""Strategies, and the training that follows them."""
+
+from .forecasting import forecast_windows
+from .losses import masked_mae
+from .model_config import CELLS, ModelConfig
+from .saved_model import SavedModel
+from .strategies import STRATEGIES, Strategy
+from .trainer import FitResult, fit, training_split
+
+__all__ = [
+    "CELLS",
+    "STRATEGIES",
+    "FitResult",
+    "ModelConfig",
+    "SavedModel",
+    "Strategy",
+    "fit",
+    "forecast_windows",
+    "masked_mae",
+    "training_split",
+]

@@ -1,0 +1,5 @@
+"""``python -m tsjt_pyg``."""
+
+from .cli import app
+
+app()

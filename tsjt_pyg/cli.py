@@ -1,0 +1,324 @@
+"""``tsjt …``: a thin skin over the library."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import __version__, environment
+from .data.atomic import atomic_path
+from .datasets import list_cities, load_task
+from .evaluation import compare as compare_strategies
+from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
+from .evaluation.naive import fit_last_value
+from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
+from .training.checkpoint import METRICS, save_json
+
+app = typer.Typer(
+    help="City road networks in, forecasts for the data-poor city out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+errors = Console(stderr=True)
+out = Console()
+
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the cities that are not bundled, one folder a city.", envvar="TSJT_CITIES"),
+]
+Target = Annotated[str, typer.Option(help="Target city; `tsjt cities` lists them.")]
+Sources = Annotated[
+    str | None, typer.Option(help="Source cities, by comma. Default: the others of the target's group.")
+]
+Channel = Annotated[str | None, typer.Option(help="What to forecast. Default: the first channel all cities have.")]
+VisibleDays = Annotated[float, typer.Option(help="Days of the target that one may learn from.")]
+ValidationDays = Annotated[float, typer.Option(help="How much of the end of them chooses the checkpoint.")]
+Steps = Annotated[int, typer.Option(help="Optimizer steps of a run.", min=1)]
+BatchSize = Annotated[int, typer.Option(help="Windows a step, of each city.", min=1)]
+LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
+Cell = Annotated[str, typer.Option(help=f"Recurrent cell: {', '.join(CELLS)}.")]
+Hidden = Annotated[int, typer.Option(help="Size of the hidden state.", min=1)]
+Prompts = Annotated[int, typer.Option(help="Slots of the prompt bank; 0: no node prompts.", min=0)]
+History = Annotated[int, typer.Option(help="Steps in.", min=1)]
+Horizon = Annotated[int, typer.Option(help="Steps out.", min=1)]
+Device = Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, cuda:1, …")]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+) -> None:
+    """What every command shares."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the user can mend ends in one line and status 2; Ctrl-C in status 130."""
+    try:
+        yield
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+        if os.environ.get("TSJT_TRACEBACK"):
+            raise
+        errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        errors.print("stopped", highlight=False)
+        raise typer.Exit(130) from None
+
+
+def _plain(text: str) -> str:
+    """Text whose brackets are not markup."""
+    return text.replace("[", r"\[")
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal's error stream; silent where there is none."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+@app.command()
+def cities(root: Root = None) -> None:
+    """List the cities that are known, and which of them are present."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("city", "group", "present", "what it is"):
+        table.add_column(column)
+    entries = list_cities(root)
+    for entry in entries:
+        table.add_row(entry.name, entry.group, "yes" if entry.present else "no", entry.about)
+    out.print(table)
+    if not all(entry.present for entry in entries):
+        out.print("Cities that are not present: --root FOLDER (or TSJT_CITIES) says where they lie; datasets/<city>.md")
+
+
+@app.command()
+def train(
+    target: Target,
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints, settings and metrics.")],
+    sources: Sources = None,
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "tsjt",
+    visible_days: VisibleDays = 3,
+    validation_days: ValidationDays = 1,
+    channel: Channel = None,
+    root: Root = None,
+    steps: Steps = 300,
+    batch_size: BatchSize = 32,
+    lr: LearningRate = 3e-3,
+    cell: Cell = "GConvGRU",
+    hidden: Hidden = 32,
+    prompts: Prompts = 0,
+    history: History = 12,
+    horizon: Horizon = 12,
+    seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last.pt.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Train one strategy and keep its checkpoint."""
+    with _clear_errors():
+        task = load_task(target, _names(sources), root, channel)
+        visible, test = task.target.few_shot(visible_days)
+        test.windows(history, horizon)
+        config = _model_config(cell, hidden, prompts, history, horizon)
+        torch.manual_seed(seed)
+        model = config.build().to(_device(device))
+        with _bar(f"{strategy} on {target}") as progress:
+            result = fit(
+                model,
+                visible,
+                task.sources,
+                strategy,
+                steps=steps,
+                batch_size=batch_size,
+                lr=lr,
+                seed=seed,
+                validation_days=validation_days,
+                output=output,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                config={"model": config.as_dict(), "channel": task.target.channels[0], "visible_days": visible_days},
+                progress=progress,
+            )
+        found = measure(model, test, result.scaler, history, horizon)
+        naive = measure_naive(fit_last_value(visible), test, history, horizon)
+        metrics: dict[str, Any] = {
+            "test": vars(found),
+            "test_last_value": vars(naive),
+            "validation_loss": result.validation_loss,
+            "best_step": result.best_step,
+            "log": result.log,
+            "optimizer": result.stats,
+            "seconds": result.seconds,
+        }
+        save_json(output / METRICS, metrics)
+        unit = task.target.units[0]
+        out.print(
+            f"{strategy}: test MAE {found.mean_mae:.3f} {unit}, RMSE {found.mean_rmse:.3f} {unit}, MAPE "
+            f"{found.mean_mape:.1f} % (last value: MAE {naive.mean_mae:.3f}); best step {result.best_step} of {steps}; "
+            f"{result.seconds:.1f} s. Written to {output}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _model_config(cell: str, hidden: int, prompts: int, history: int, horizon: int) -> ModelConfig:
+    return ModelConfig(cell=cell, hidden_channels=hidden, num_prompts=prompts, history=history, horizon=horizon)
+
+
+@app.command()
+def compare(
+    target: Target,
+    sources: Sources = None,
+    strategies: Annotated[str, typer.Option(help="By comma.")] = ",".join(DEFAULT_STRATEGIES),
+    visible_days: VisibleDays = 3,
+    validation_days: ValidationDays = 1,
+    seeds: Annotated[int, typer.Option(help="Runs of each strategy.", min=1)] = 3,
+    channel: Channel = None,
+    root: Root = None,
+    steps: Steps = 300,
+    batch_size: BatchSize = 32,
+    lr: LearningRate = 3e-3,
+    cell: Cell = "GConvGRU",
+    hidden: Hidden = 32,
+    prompts: Prompts = 0,
+    history: History = 12,
+    horizon: Horizon = 12,
+    jobs: Annotated[int | None, typer.Option(help="Runs at the same time. Default: one a core.", min=1)] = None,
+    device: Device = "cpu",
+    output: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV and picture.")] = None,
+) -> None:
+    """Compare strategies on a target city, beside naive forecasts."""
+    with _clear_errors():
+        task = load_task(target, _names(sources), root, channel)
+        _device(device)
+        output = output or Path("runs") / f"compare-{target.replace('/', '-')}"
+        with _bar(f"comparing on {target}") as progress:
+            result = compare_strategies(
+                task.target,
+                task.sources,
+                _names(strategies) or [],
+                visible_days=visible_days,
+                seeds=seeds,
+                model=_model_config(cell, hidden, prompts, history, horizon),
+                steps=steps,
+                batch_size=batch_size,
+                lr=lr,
+                validation_days=validation_days,
+                jobs=jobs or os.cpu_count() or 1,
+                device=device,
+                output=output,
+                verbose=False,
+                progress=progress,
+            )
+        result.show()
+        out.print(f"Written to {output}: comparison.json, comparison.csv, comparison.png", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for JSON, CSV and picture.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps only: to see that everything works.")] = False,
+) -> None:
+    """The main job on bundled cities: riverton, with three days of readings, from gridport and ringwood."""
+    compare(
+        target="demo/riverton",
+        steps=20 if quick else 200,
+        seeds=1 if quick else 2,
+        output=output,
+    )
+
+
+@app.command()
+def forecast(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of `tsjt train`, or a .pt file.")],
+    readings: Annotated[Path, typer.Option(help="CSV of the last readings: time, then one column a node id.")],
+    output: Annotated[Path, typer.Option(help="CSV to write: the next steps, in original units.")],
+) -> None:
+    """Forecast the steps that follow a CSV of readings."""
+    with _clear_errors():
+        saved = SavedModel.load(checkpoint)
+        found = saved.forecast(_read_readings(readings))
+        with atomic_path(output) as temporary:
+            found.to_csv(temporary)
+        out.print(
+            f"{output}: {len(found)} steps of {found.shape[1]} nodes ({saved.unit}), {found.index[0]} to "
+            f"{found.index[-1]}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _read_readings(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(f"readings: there is no file {path}")
+    try:
+        table = pd.read_csv(path, index_col=0)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
+    try:
+        table.index = pd.to_datetime(table.index)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: the first column must hold times such as 2024-03-04 08:05 ({error})") from error
+    for column in table.columns:
+        bad = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
+        if bad.any():
+            found = table[column][bad].iloc[0]
+            raise ValueError(f"{path}: column {column!r}, {table.index[bad][0]}: found {found!r}, expected a number")
+    return table
+
+
+@app.command()
+def doctor(root: Root = None) -> None:
+    """Print versions, what is missing, and the command that mends it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("what", "found", "to mend it"):
+        table.add_column(column, overflow="fold")
+    checks = environment.checks(root)
+    for check in checks:
+        table.add_row(check.what, check.found if check.fine else f"[red]{check.found}[/]", check.remedy)
+    out.print(table)
+    if not all(check.fine for check in checks):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

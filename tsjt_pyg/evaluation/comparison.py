@@ -1,0 +1,247 @@
+"""Strategies side by side on one target city, under one protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+
+from ..data import City, StandardScaler
+from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
+from ..training.strategies import get_strategies
+from .metrics import Errors, HorizonErrors
+from .naive import NaiveForecast, fit_historical_average, fit_last_value, fit_linear
+from .plots import plot_comparison
+from .table import Comparison, RunRecord
+
+DEFAULT_STRATEGIES = ("target_only", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
+
+NAIVE = ("last value", "historical average", "linear per node")
+
+
+def compare(
+    target: City,
+    sources: Sequence[City],
+    strategies: Iterable[str | Strategy] = DEFAULT_STRATEGIES,
+    *,
+    visible_days: float = 3,
+    seeds: int | Sequence[int] = 3,
+    model: ModelConfig | Callable[[], torch.nn.Module] | None = None,
+    steps: int = 300,
+    batch_size: int = 32,
+    lr: float = 3e-3,
+    validation_days: float = 1.0,
+    jobs: int = 1,
+    threads: int = 1,
+    device: str = "cpu",
+    output: str | Path | None = None,
+    verbose: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Trains every strategy with every seed, beside naive forecasts, and measures all on the target's test period.
+
+    Chronological and without a leak: training is given the visible days only, statistics come from the visible training
+    days, the last visible day chooses the checkpoint, and the test period is read once, at the end. All strategies have
+    the same network, the same initial parameters for a seed, and the same number of optimizer steps. Errors are in
+    original units, over observed readings.
+
+    Args:
+        target: The whole target city; all its channels are forecast.
+        sources: The source cities, with the same channels and interval; their whole series is used.
+        strategies: Names or :class:`~tsjt_pyg.training.Strategy` objects.
+        visible_days: How many days of the target one may learn from; the rest is the test period.
+        seeds: How many (0, 1, …) or which.
+        model: Settings, or a function without arguments that returns a model with ``history`` and ``horizon``.
+            Default: ``ModelConfig(channels=target.num_channels)``.
+        steps: Optimizer steps of every run.
+        batch_size: Windows a step, of each city.
+        lr: Learning rate.
+        validation_days: How much of the end of the visible days chooses the checkpoint.
+        jobs: Runs at the same time, in processes of their own.
+        threads: Threads of each run. The result depends on it in the last digits, not on ``jobs``.
+        device: Where models are trained.
+        output: Folder for ``comparison.json``, ``comparison.csv`` and ``comparison.png``.
+        verbose: Print the table.
+        progress: Called with finished and all optimizer steps.
+
+    Raises:
+        ValueError: If cities, days or settings do not fit; nothing is written then.
+    """
+    started = time.perf_counter()
+    chosen = get_strategies(strategies)
+    seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not seed_list:
+        raise ValueError(f"seeds: expected at least one, found {seeds}")
+    if jobs < 1 or threads < 1:
+        raise ValueError(f"jobs and threads: expected at least 1, found {jobs} and {threads}")
+    if model is None:
+        model = ModelConfig(channels=target.num_channels)
+    build = model.build if isinstance(model, ModelConfig) else model
+    probe = build()
+    history, horizon = int(probe.history), int(probe.horizon)  # type: ignore[arg-type]
+    visible, test = target.few_shot(visible_days)
+    test.windows(history, horizon)  # too short a test period is found out now, not after the training
+
+    run = partial(
+        _train_and_measure,
+        visible=visible,
+        test=test,
+        sources=tuple(sources),
+        build=build,
+        size=(history, horizon),
+        settings={"steps": steps, "batch_size": batch_size, "lr": lr, "validation_days": validation_days},
+        threads=threads,
+        device=device,
+    )
+    records = _naive_records(visible, test, history, horizon, validation_days)
+    tasks = [(strategy, seed) for strategy in chosen for seed in seed_list]
+    total = len(tasks) * steps
+    if jobs == 1:
+        for done, (strategy, seed) in enumerate(tasks):
+            report = None if progress is None else partial(_report, progress, done * steps, total)
+            records.append(run(strategy, seed, progress=report))
+    else:
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+        for done, record in enumerate(parallel(joblib.delayed(run)(*task) for task in tasks), start=1):
+            records.append(record)
+            if progress is not None:
+                progress(done * steps, total)
+    comparison = Comparison(
+        records=records,
+        minutes=[target.interval.total_seconds() / 60 * (step + 1) for step in range(horizon)],
+        unit=target.units[0] if target.num_channels == 1 else "",
+        protocol={
+            "target": target.name,
+            "sources": [city.name for city in sources],
+            "channels": list(target.channels),
+            "visible_days": visible_days,
+            "validation_days": validation_days,
+            "test_days": test.num_steps / test.steps_per_day,
+            "history": history,
+            "horizon": horizon,
+            "seeds": seed_list,
+            "steps": steps,
+            "batch_size": batch_size,
+            "lr": lr,
+            "model": model.as_dict() if isinstance(model, ModelConfig) else repr(probe),
+            "parameters": sum(parameter.numel() for parameter in probe.parameters()),
+            "strategies": [asdict(strategy) for strategy in chosen],
+            "device": device,
+            "threads": threads,
+            "versions": _versions(),
+        },
+        seconds=time.perf_counter() - started,
+    )
+    if output is not None:
+        comparison.save(output)
+        plot_comparison(comparison, Path(output) / "comparison.png")
+    if verbose:
+        comparison.show()
+    return comparison
+
+
+def _report(progress: Callable[[int, int], None], before: int, total: int, step: int, steps: int) -> None:
+    progress(before + step, total)
+
+
+def _versions() -> dict[str, str]:
+    names = ("tsjt-pyg", "torch", "torch-geometric", "torch-geometric-temporal", "numpy", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _naive_records(visible: City, test: City, history: int, horizon: int, validation_days: float) -> list[RunRecord]:
+    training_split(visible, validation_days, history)[0].windows(history, horizon)  # one error for too few days
+    fits: tuple[Callable[[], NaiveForecast], ...] = (
+        partial(fit_last_value, visible),
+        partial(fit_historical_average, visible),
+        partial(fit_linear, visible, history, horizon, validation_days),
+    )
+    records = []
+    for name, make in zip(NAIVE, fits, strict=True):
+        started = time.perf_counter()
+        forecast = make()
+        seconds = time.perf_counter() - started
+        records.append(RunRecord(name, None, measure_naive(forecast, test, history, horizon), seconds))
+    return records
+
+
+def _train_and_measure(
+    strategy: Strategy,
+    seed: int,
+    *,
+    visible: City,
+    test: City,
+    sources: tuple[City, ...],
+    build: Callable[[], torch.nn.Module],
+    size: tuple[int, int],
+    settings: dict[str, Any],
+    threads: int,
+    device: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunRecord:
+    with _threads(threads), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build().to(device)
+        result = fit(model, visible, sources, strategy, seed=seed, progress=progress, **settings)
+        errors = measure(model, test, result.scaler, *size)
+    return RunRecord(
+        strategy.name,
+        seed,
+        errors,
+        result.seconds,
+        best_step=result.best_step,
+        validation_loss=result.validation_loss,
+        digest=_digest(model, result.scaler),
+        stats=result.stats,
+    )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _digest(model: torch.nn.Module, scaler: StandardScaler) -> str:
+    """SHA-256 of the chosen parameters and the scaler: two runs that learned the same have the same."""
+    digest = hashlib.sha256()
+    for name, value in sorted({**model.state_dict(), **scaler.state_dict()}.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def measure(model: torch.nn.Module, city: City, scaler: StandardScaler, history: int, horizon: int) -> Errors:
+    """Errors of a model's forecasts on all windows of a city, in original units."""
+    errors = HorizonErrors(horizon)
+    for batch, forecast in forecast_windows(model, city.windows(history, horizon), scaler):
+        errors.update(forecast, batch.y, batch.y_mask)
+    return errors.compute()
+
+
+def measure_naive(forecast: NaiveForecast, city: City, history: int, horizon: int) -> Errors:
+    """Errors of a naive forecast on all windows of a city, in original units."""
+    errors = HorizonErrors(horizon)
+    for batch in city.windows(history, horizon).batches(64):
+        errors.update(forecast(batch, city), batch.y, batch.y_mask)
+    return errors.compute()

@@ -1,0 +1,93 @@
+"""Errors in original units, of observed entries only, pooled over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..training.losses import masked_mae
+
+
+def masked_rmse(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Root mean square error :math:`\sqrt{\frac{1}{|M|} \sum_{i \in M} (\hat y_i - y_i)^2}` over the observed entries.
+
+    Pooled: give it all entries at once, or use :class:`HorizonErrors`; a mean of batches' RMSEs is another number.
+
+    Args:
+        forecast: Any shape.
+        y: The same shape.
+        mask: bool, the same shape, ``True`` = observed; default: all.
+    """
+    observed = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
+    error = (forecast - y.masked_fill(~observed, 0.0)).masked_fill(~observed, 0.0)
+    return (error.square().sum() / observed.sum().clamp(min=1)).sqrt()
+
+
+def masked_mape(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Mean absolute percentage error, in percent, over the observed entries with :math:`y_i \neq 0`.
+
+    Args:
+        forecast: Any shape.
+        y: The same shape.
+        mask: bool, the same shape, ``True`` = observed; default: all.
+    """
+    observed = y != 0 if mask is None else mask & (y != 0)
+    share = ((forecast - y).abs() / y.abs().masked_fill(~observed, 1.0)).masked_fill(~observed, 0.0)
+    return 100.0 * share.sum() / observed.sum().clamp(min=1)
+
+
+@dataclass
+class Errors:
+    """MAE, RMSE (original units) and MAPE (percent), by step of the horizon and over all of them."""
+
+    mae: list[float]
+    rmse: list[float]
+    mape: list[float]
+    mean_mae: float
+    mean_rmse: float
+    mean_mape: float
+
+
+class HorizonErrors:
+    """Sums of errors by step of the horizon, batch by batch, in float64.
+
+    Example:
+        >>> errors = HorizonErrors(horizon=12)
+        >>> errors.update(forecast, batch.y, batch.y_mask)
+        >>> errors.compute().mean_mae
+    """
+
+    def __init__(self, horizon: int) -> None:
+        # Rows: absolute error, squared error, relative error, entries, entries with y != 0.
+        self._sums = torch.zeros(5, horizon, dtype=torch.float64)
+
+    def update(self, forecast: Tensor, y: Tensor, mask: Tensor) -> None:
+        """Adds a batch ``[B, T_out, N, C]``."""
+        other = [dim for dim in range(y.dim()) if dim != 1]
+        error = (forecast.double() - y.double()).masked_fill(~mask, 0.0)
+        nonzero = mask & (y != 0)
+        share = (error.abs() / y.double().abs().masked_fill(~nonzero, 1.0)).masked_fill(~nonzero, 0.0)
+        parts = (error.abs(), error.square(), share, mask.double(), nonzero.double())
+        self._sums += torch.stack([part.sum(dim=other) for part in parts]).cpu()
+
+    def compute(self) -> Errors:
+        """The pooled errors.
+
+        Raises:
+            ValueError: If nothing was observed at some step of the horizon.
+        """
+        if (self._sums[3] == 0).any():
+            raise ValueError("test period: no reading was observed, so there is no error to measure")
+        by_step, pooled = self._ratios(self._sums), self._ratios(self._sums.sum(dim=1, keepdim=True))
+        return Errors(*by_step, *(values[0] for values in pooled))
+
+    @staticmethod
+    def _ratios(sums: Tensor) -> tuple[list[float], list[float], list[float]]:
+        absolute, squared, share, count, nonzero = sums
+        mape = 100.0 * share / nonzero.clamp(min=1)
+        return (absolute / count).tolist(), (squared / count).sqrt().tolist(), mape.tolist()
+
+
+__all__ = ["Errors", "HorizonErrors", "masked_mae", "masked_mape", "masked_rmse"]

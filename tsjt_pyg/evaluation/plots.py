@@ -1,0 +1,75 @@
+"""Pictures of results, legible to the colour-blind: every line has a colour, a dash and a marker of its own."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..data.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from .table import Comparison
+
+# Okabe and Ito's palette (2008), without its yellow, which is hard to see on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+_MARKERS = "osD^vP*"
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
+    """Error by step of the horizon for every strategy, and the gain over ``target_only`` with its interval.
+
+    Args:
+        comparison: What to draw.
+        path: A ``.png``, ``.svg`` or ``.pdf`` file.
+    """
+    path = Path(path)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    trained = [name for name in comparison.names if comparison.runs(name)[0].seed is not None]
+    naive = [name for name in comparison.names if name not in trained]
+    style = {
+        name: {"color": colour, "marker": marker}
+        for name, colour, marker in zip(trained, cycle(_COLOURS), cycle(_MARKERS), strict=False)
+    }
+    minutes = np.asarray(comparison.minutes)
+    for name, dash in zip(naive, (":", "--", "-."), strict=False):
+        mae = comparison.runs(name)[0].errors.mae
+        left.plot(minutes, mae, color="0.55", linestyle=dash, linewidth=1.5, label=name)
+    for name in trained:
+        maes = np.array([run.errors.mae for run in comparison.runs(name)])
+        left.plot(minutes, maes.mean(axis=0), linewidth=1.8, markersize=5, label=name, **style[name])
+        if len(maes) > 1:
+            left.fill_between(minutes, maes.min(axis=0), maes.max(axis=0), color=style[name]["color"], alpha=0.12)
+    top = max(np.mean([r.errors.mae for r in comparison.runs(n)], axis=0).max() for n in (*trained, "last value"))
+    left.set_ylim(0, 1.1 * top)  # a historical average far above the rest would press it together
+    left.set_xticks(minutes[comparison.reported_steps] if len(minutes) > 6 else minutes)
+    left.set_xlabel("time ahead (minutes)")
+    left.set_ylabel(f"MAE on the test period ({comparison.unit})" if comparison.unit else "MAE on the test period")
+    left.set_title("Error by horizon (band: range over seeds)", fontsize=10, loc="left")
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8, ncols=2, loc="lower right")
+
+    shown = [name for name in comparison.names if comparison.gain(name) is not None]
+    for row, name in enumerate(shown):
+        gain = comparison.gain(name)
+        assert gain is not None
+        look = style.get(name, {"color": "0.55", "marker": "o"})
+        right.plot(gain.percent, row, markersize=8, linestyle="none", **look)
+        if gain.low is not None and gain.high is not None and name in trained:
+            right.plot([gain.low, gain.high], [row, row], color=look["color"], linewidth=2.2)
+    right.axvline(0, color="0.3", linewidth=1)
+    right.set_yticks(range(len(shown)), shown, fontsize=9)
+    right.invert_yaxis()
+    right.set_xlabel("gain over target_only (% of MAE; right is better)")
+    right.set_title("Gain with 95 % interval over seeds", fontsize=10, loc="left")
+    right.grid(axis="x", alpha=0.3)
+    figure.suptitle(comparison.title, fontsize=11, x=0.01, ha="left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
+    return path

@@ -1,0 +1,216 @@
+"""The result of a comparison: its runs, and the one table made of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from ..data.atomic import atomic_path
+from .metrics import Errors
+
+REFERENCE = "target_only"
+"""The strategy that gains are measured against."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: a strategy with a seed, or a naive forecast (``seed=None``).
+
+    Args:
+        name: Strategy or naive forecast.
+        seed: Seed of a trained run.
+        errors: On the test period.
+        seconds: Wall time of the training.
+        best_step: Step of the chosen checkpoint.
+        validation_loss: What chose it.
+        digest: SHA-256 of the chosen parameters and the scaler.
+        stats: Of the optimizer, for skewed strategies.
+    """
+
+    name: str
+    seed: int | None
+    errors: Errors
+    seconds: float
+    best_step: int | None = None
+    validation_loss: float | None = None
+    digest: str | None = None
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how many percent a mean absolute error is below that of ``target_only``, with a 95 % interval.
+
+    Paired by seed: the interval is Student's t over the seeds' differences, absent for fewer than two seeds. It holds
+    the randomness of initial parameters and batches, not that of the days.
+    """
+
+    percent: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.percent:+.1f}"
+        return f"{self.percent:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`~tsjt_pyg.evaluation.compare` found.
+
+    Args:
+        records: All runs.
+        minutes: Time ahead of each step of the horizon, in minutes.
+        unit: Unit of MAE and RMSE.
+        protocol: Everything needed to repeat it.
+        seconds: Wall time of the whole.
+    """
+
+    records: list[RunRecord]
+    minutes: list[float]
+    unit: str
+    protocol: dict[str, Any]
+    seconds: float
+
+    @property
+    def names(self) -> list[str]:
+        """Naive forecasts and strategies, in order."""
+        return list(dict.fromkeys(record.name for record in self.records))
+
+    @property
+    def reported_steps(self) -> list[int]:
+        """Steps of the horizon that the table shows: a quarter of it, half of it, all of it."""
+        horizon = len(self.minutes)
+        return sorted({max(1, horizon // 4) - 1, max(1, horizon // 2) - 1, horizon - 1})
+
+    def runs(self, name: str) -> list[RunRecord]:
+        """The runs of one strategy or naive forecast."""
+        found = [record for record in self.records if record.name == name]
+        if not found:
+            raise ValueError(f"name: expected one of {', '.join(self.names)}, found {name!r}")
+        return found
+
+    def gain(self, name: str) -> Gain | None:
+        """The gain over ``target_only``; ``None`` for itself or where it was not run."""
+        if name == REFERENCE or REFERENCE not in self.names:
+            return None
+        reference = {run.seed: run.errors.mean_mae for run in self.runs(REFERENCE)}
+        mine = {run.seed: run.errors.mean_mae for run in self.runs(name)}
+        base = float(np.mean(list(reference.values())))
+        differences = [100 * (mae - mine.get(seed, mine.get(None, np.nan))) / base for seed, mae in reference.items()]
+        percent = float(np.mean(differences))
+        if len(differences) < 2:
+            return Gain(percent)
+        error = float(stats.sem(differences))
+        half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+        return Gain(percent, percent - half, percent + half)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a strategy: mean and standard deviation over seeds of every error, gain, seconds a run."""
+        rows = []
+        for name in self.names:
+            runs = self.runs(name)
+            row: dict[str, Any] = {"name": name, "trained": runs[0].seed is not None, "runs": len(runs)}
+            for step in self.reported_steps:
+                for metric in ("mae", "rmse", "mape"):
+                    values = [getattr(run.errors, metric)[step] for run in runs]
+                    row.update(_mean_std(f"{metric}_{self.minutes[step]:g}min", values))
+            for metric in ("mae", "rmse", "mape"):
+                row.update(_mean_std(metric, [getattr(run.errors, f"mean_{metric}") for run in runs]))
+            gain = self.gain(name)
+            row["gain_percent"] = None if gain is None else gain.percent
+            row["gain_low"] = None if gain is None else gain.low
+            row["gain_high"] = None if gain is None else gain.high
+            row["seconds"] = float(np.mean([run.seconds for run in runs]))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the printed table, as text."""
+        unit = f" ({self.unit})" if self.unit else ""
+        header = [f"MAE / RMSE{unit} / MAPE (%)"]
+        header += [_ahead(self.minutes[step]) for step in self.reported_steps]
+        header += ["MAE, all steps", f"gain over {REFERENCE} (%)", "s/run"]
+        rows = []
+        for name in self.names:
+            runs = self.runs(name)
+            row = [name]
+            for step in self.reported_steps:
+                means = (np.mean([getattr(run.errors, m)[step] for run in runs]) for m in ("mae", "rmse", "mape"))
+                row.append("{:.2f} / {:.2f} / {:.1f}".format(*means))
+            maes = [run.errors.mean_mae for run in runs]
+            spread = f" ± {np.std(maes, ddof=1):.3f}" if len(maes) > 1 else ""
+            gain = self.gain(name)
+            row += [f"{np.mean(maes):.3f}{spread}", "" if gain is None else str(gain)]
+            row.append(f"{np.mean([run.seconds for run in runs]):.1f}")
+            rows.append(row)
+        return header, rows
+
+    @property
+    def title(self) -> str:
+        """What was compared, in one line."""
+        p = self.protocol
+        return (
+            f"{p['target']} ({', '.join(p['channels'])}) from {', '.join(p['sources']) or 'no source'}: "
+            f"{p['visible_days']:g} visible days, {p['test_days']:.1f} test days, {len(p['seeds'])} seeds, "
+            f"{p['steps']} steps"
+        )
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        header, rows = self.cells()
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def show(self, console: Console | None = None) -> None:
+        """Prints the table."""
+        header, rows = self.cells()
+        table = Table(title=self.title, box=None, pad_edge=False, title_justify="left", header_style="bold")
+        for number, name in enumerate(header):
+            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        if console is None:
+            console = Console()
+            # A pipe or a narrow window would cut columns; a long line is better than a lost number.
+            console = Console(width=max(console.width, 132))
+        console.print(table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain numbers and strings."""
+        return {
+            "protocol": self.protocol,
+            "minutes": self.minutes,
+            "unit": self.unit,
+            "seconds": self.seconds,
+            "runs": [asdict(record) for record in self.records],
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``comparison.json`` (every run, by step of the horizon) and ``comparison.csv`` (the table)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {
+            "comparison.json": json.dumps(self.to_dict(), indent=1) + "\n",
+            "comparison.csv": self.to_frame().to_csv(index=False),
+        }
+        for name, text in texts.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+
+def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
+    return {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def _ahead(minutes: float) -> str:
+    return f"{minutes / 60:g} h" if minutes >= 60 and minutes % 60 == 0 and minutes > 60 else f"{minutes:g} min"

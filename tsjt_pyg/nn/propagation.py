@@ -1,0 +1,73 @@
+"""One fixed, weighted graph applied many times to node features: ``out[i] = sum over edges (j, i) of w_ji x[j]``."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# torch says so once per process; nothing here uses more of CSR than one product.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+class Propagation:
+    """The linear operator of a weighted graph, built once and applied to any number of features.
+
+    Nodes come first and everything else (steps, windows, channels) lies beside the features, so that one product with
+    a sparse matrix serves all of them.
+
+    Args:
+        edge_index: ``[2, E]``, from ``edge_index[0]`` to ``edge_index[1]``; parallel edges add up.
+        weight: ``[E]``.
+        num_nodes: Number of nodes ``N``.
+    """
+
+    def __init__(self, edge_index: Tensor, weight: Tensor, num_nodes: int) -> None:
+        self.edge_index = edge_index
+        self.weight = weight
+        self.num_nodes = num_nodes
+        # A learned edge weight needs its own gradient, which the matrix product below does not give; and torch has no
+        # CSR product for half precision or for other devices.
+        self.matrices: tuple[Tensor, Tensor] | None = None
+        if (
+            not weight.requires_grad
+            and weight.dtype in (torch.float32, torch.float64)
+            and weight.device.type in ("cpu", "cuda")
+        ):
+            self.matrices = (self._csr(edge_index.flip(0)), self._csr(edge_index))
+
+    def _csr(self, index: Tensor) -> Tensor:
+        size = (self.num_nodes, self.num_nodes)
+        matrix = torch.sparse_coo_tensor(index, self.weight, size, check_invariants=False)
+        return matrix.coalesce().to_sparse_csr()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[N, ...] -> [N, ...]``."""
+        flat = x.reshape(self.num_nodes, -1)
+        if self.matrices is not None and flat.dtype == self.weight.dtype:
+            out: Tensor = _SparseProduct.apply(flat, *self.matrices)
+        else:
+            source, target = self.edge_index
+            messages = flat[source] * self.weight.to(flat.dtype).unsqueeze(-1)
+            out = torch.zeros_like(flat).index_add(0, target, messages)
+        return out.view(x.shape)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """``A @ x`` for a constant CSR matrix, with its transpose at hand: torch's own backward transposes it every time,
+    which costs ten times the product."""
+
+    @staticmethod
+    def forward(x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # it would turn the matrix into half precision
+            return matrix @ x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.matrix, ctx.transpose = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _SparseProduct.apply(gradient.contiguous(), ctx.transpose, ctx.matrix), None, None

@@ -1,0 +1,37 @@
+"""Finds gradients that hold nan or inf. Every function here waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def all_finite(grads: Sequence[Tensor]) -> bool:
+    """Whether no gradient holds nan or inf."""
+    # A sum is the cheapest test, but it may also overflow: only then look at each element.
+    return all(_sum_is_finite(g) for g in grads) or all(_is_finite(g) for g in grads)
+
+
+def describe_nonfinite(param_groups: list[dict[str, Any]]) -> str:
+    """Says which parameters have a gradient with nan or inf."""
+    names = [
+        group["param_names"][j] if "param_names" in group else f"parameter {j} of group {i}"
+        for i, group in enumerate(param_groups)
+        for j, p in enumerate(group["params"])
+        if p.grad is not None and not _is_finite(p.grad)
+    ]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"nan or inf in the gradient of {', '.join(names[:3])}{more}"
+
+
+def _sum_is_finite(grad: Tensor) -> bool:
+    # float16 sums overflow where no element does.
+    dtype = torch.float32 if grad.dtype in (torch.float16, torch.bfloat16) else None
+    return bool(torch.isfinite(grad.sum(dtype=dtype)))
+
+
+def _is_finite(grad: Tensor) -> bool:
+    return bool(torch.isfinite(grad.coalesce().values() if grad.is_sparse else grad).all())
