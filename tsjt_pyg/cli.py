@@ -55,6 +55,7 @@ Hidden = Annotated[int, typer.Option(help="Size of the hidden state.", min=1)]
 Prompts = Annotated[int, typer.Option(help="Slots of the prompt bank; 0: no node prompts.", min=0)]
 History = Annotated[int, typer.Option(help="Steps in.", min=1)]
 Horizon = Annotated[int, typer.Option(help="Steps out.", min=1)]
+Threads = Annotated[int, typer.Option(help="Threads of a run; for models this small, one is fastest.", min=1)]
 Device = Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, cuda:1, …")]
 
 
@@ -151,6 +152,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last.pt.")] = False,
+    threads: Threads = 1,
     device: Device = "cpu",
 ) -> None:
     """Train one strategy and keep its checkpoint."""
@@ -159,6 +161,7 @@ def train(
         visible, test = task.target.few_shot(visible_days)
         test.windows(history, horizon)
         config = _model_config(cell, hidden, prompts, history, horizon)
+        torch.set_num_threads(threads)
         torch.manual_seed(seed)
         model = config.build().to(_device(device))
         with _bar(f"{strategy} on {target}") as progress:
@@ -223,6 +226,7 @@ def compare(
     history: History = 12,
     horizon: Horizon = 12,
     jobs: Annotated[int | None, typer.Option(help="Runs at the same time. Default: one a core.", min=1)] = None,
+    threads: Threads = 1,
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV and picture.")] = None,
 ) -> None:
@@ -244,6 +248,7 @@ def compare(
                 lr=lr,
                 validation_days=validation_days,
                 jobs=jobs or os.cpu_count() or 1,
+                threads=threads,
                 device=device,
                 output=output,
                 verbose=False,

@@ -76,7 +76,10 @@ def load_city_file(path: Path) -> City:
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']!r}")
             shape = tuple(about["shape"])
-            mask = np.unpackbits(arrays["mask"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+            size = int(np.prod(shape))
+            if arrays["mask"].size != -(-size // 8):  # numpy would fill it up
+                raise ValueError("its mask and readings differ in size")
+            mask = np.unpackbits(arrays["mask"], count=size).astype(bool).reshape(shape)
             return City(
                 name=about["name"],
                 readings=torch.from_numpy(arrays["readings"]),

@@ -39,7 +39,7 @@ def _edges(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Edges:
 def _numbers(matrix: MatrixLike, argument: str) -> np.ndarray:
     dense: Any = matrix
     if isinstance(matrix, Tensor):
-        dense = matrix.detach().cpu().to_dense()
+        dense = matrix.detach().cpu().to_dense().numpy()
     elif scipy.sparse.issparse(matrix):
         dense = dense.toarray()
     try:
@@ -186,7 +186,7 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
     bad = ~np.isfinite(rows["metres"].to_numpy(dtype=np.float64))
     if bad.any():
         row = int(np.argmax(bad))
-        raise ValueError(f"distances: row {row}, column {cost!r}: found {table[cost].iloc[row]!r}, expected metres")
+        raise ValueError(f"distances: row {row}, column {cost!r}: found {table[cost].iloc[row]}, expected metres")
     shortest = rows[rows["from"] != rows["to"]].groupby(["from", "to"])["metres"].min().reset_index()
     return (
         shortest["from"].to_numpy(dtype=np.int64),

@@ -61,6 +61,8 @@ def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
+    if table.empty:
+        raise ValueError(f"{path}: found a header and no rows")
     for column in table.columns:
         if table[column].dtype.kind not in "fiu":
             text = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()

@@ -87,7 +87,8 @@ def compare(
     if model is None:
         model = ModelConfig(channels=target.num_channels)
     build = model.build if isinstance(model, ModelConfig) else model
-    probe = build()
+    with torch.random.fork_rng(devices=[]):
+        probe = build()
     history, horizon = int(probe.history), int(probe.horizon)  # type: ignore[arg-type]
     visible, test = target.few_shot(visible_days)
     test.windows(history, horizon)  # too short a test period is found out now, not after the training
@@ -195,7 +196,7 @@ def _train_and_measure(
     device: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
-    with _threads(threads), torch.random.fork_rng():
+    with _threads(threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build().to(device)
         result = fit(model, visible, sources, strategy, seed=seed, progress=progress, **settings)

@@ -173,9 +173,10 @@ class NodePrompting(MessagePassing):
 
     def _positions(self, steps: int, like: Tensor) -> Tensor:
         """Sinusoids counted back from the last step, so that "now" looks the same for every length of history."""
-        back = torch.arange(steps - 1, -1, -1, device=like.device, dtype=torch.float32)
+        dtype = torch.promote_types(like.dtype, torch.float32)  # half precision cannot count to long histories
+        back = torch.arange(steps - 1, -1, -1, device=like.device, dtype=dtype)
         half = self.hidden_channels // 2
-        frequency = torch.exp(torch.arange(half, device=like.device) * (-math.log(10000.0) / half))
+        frequency = torch.exp(torch.arange(half, device=like.device, dtype=dtype) * (-math.log(10000.0) / half))
         angle = back[:, None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=-1).to(like.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -80,9 +81,7 @@ def refuse_bound_layers(model: Module) -> None:
 
 
 def _check_sizes(model: Module, city: HasGraph, name: str) -> None:
-    for path, module in model.named_modules():
-        if type(module).__module__.startswith(_KNOWN_PACKAGES) or isinstance(module, _CHANNEL_LAYERS):
-            continue
+    for path, module in _unknown_modules(model, ""):
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for own_name, tensor in own:
             if city.num_nodes in tensor.shape:
@@ -92,6 +91,15 @@ def _check_sizes(model: Module, city: HasGraph, name: str) -> None:
                     f"number of nodes. Size it by channels; if the two are equal by chance, call check_transferable "
                     f"without this city"
                 )
+
+
+def _unknown_modules(module: Module, path: str) -> Iterator[tuple[str, Module]]:
+    """The modules whose sizes this package cannot vouch for; what lies inside one it can is left out too."""
+    if type(module).__module__.startswith(_KNOWN_PACKAGES) or isinstance(module, _CHANNEL_LAYERS):
+        return
+    yield path, module
+    for name, child in module.named_children():
+        yield from _unknown_modules(child, f"{path}.{name}" if path else name)
 
 
 def _check_dcrnn(model: Module, city: HasGraph, name: str) -> None:

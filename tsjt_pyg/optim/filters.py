@@ -66,7 +66,7 @@ def projection_coefficient(gram: Tensor) -> Tensor:
     Returns:
         Tensor without dimensions.
     """
-    return (-gram[0, 1] / (gram[1, 1] + torch.finfo(gram.dtype).tiny)).clamp(min=0.0)
+    return gram[0, 1].clamp(max=0.0).abs() / (gram[1, 1] + torch.finfo(gram.dtype).tiny)
 
 
 def paper_weights(gram: Tensor, gamma_source: float, gamma_target: float) -> Tensor:

@@ -1,0 +1,182 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from scipy import stats
+
+from tsjt_pyg.evaluation import compare
+from tsjt_pyg.evaluation.metrics import Errors
+from tsjt_pyg.evaluation.table import Comparison, RunRecord
+from tsjt_pyg.training import ModelConfig
+
+CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=4)
+SETTINGS = {"model": CONFIG, "steps": 10, "batch_size": 8, "seeds": 2, "verbose": False}
+NAIVE = ["last value", "historical average", "linear per node"]
+
+
+@pytest.fixture(scope="module")
+def task(commuters):
+    return commuters("target", seed=1), [commuters("north", num_nodes=8, seed=2), commuters("south", seed=3)]
+
+
+@pytest.fixture(scope="module")
+def comparison(task):
+    return compare(*task, **SETTINGS)
+
+
+def without_time(comparison):
+    return [{k: v for k, v in run.items() if k != "seconds"} for run in comparison.to_dict()["runs"]]
+
+
+def test_the_table_holds_all_naive_forecasts_and_strategies(comparison):
+    expected = [*NAIVE, "target_only", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt"]
+    assert comparison.names == expected
+    frame = comparison.to_frame()
+    assert frame["name"].tolist() == expected
+    assert frame["runs"].tolist() == [1] * 3 + [2] * 6
+    for minutes in (60, 120, 240):
+        for metric in ("mae", "rmse", "mape"):
+            assert frame[f"{metric}_{minutes}min"].gt(0).all()
+    assert frame.loc[3:, "mae_std"].gt(0).all()
+
+
+def test_the_same_seeds_give_the_same_table_whatever_runs_beside_it(task, comparison):
+    again = compare(*task, **SETTINGS)
+    assert without_time(again) == without_time(comparison)
+    alone = compare(*task, strategies=["tsjt"], **{**SETTINGS, "seeds": [1]})
+    assert without_time(alone)[-1] == next(
+        run for run in without_time(comparison) if run["name"] == "tsjt" and run["seed"] == 1
+    )
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_give_the_same_table(task, comparison):
+    assert without_time(compare(*task, **SETTINGS, jobs=2)) == without_time(comparison)
+
+
+def test_a_comparison_leaves_the_random_state_and_threads_as_they_were(task):
+    torch.manual_seed(123)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    compare(*task, strategies=["target_only"], **SETTINGS)
+    assert torch.equal(before, torch.get_rng_state())
+    assert threads == torch.get_num_threads()
+
+
+def test_no_leak_the_test_period_changes_errors_only(task, comparison):
+    """Noise instead of the test period: scaler, parameters and chosen checkpoint stay the same to the last bit."""
+    target, sources = task
+    border = 3 * target.steps_per_day
+    readings, mask = target.readings.clone(), target.mask.clone()
+    readings[border:] = 1e3 * torch.randn_like(readings[border:])
+    mask[border:] = torch.rand(mask[border:].shape) < 0.5
+    readings = readings.masked_fill(~mask, 0.0)
+    noisy = compare(replace(target, readings=readings, mask=mask), sources, **SETTINGS)
+    for clean, other in zip(comparison.records, noisy.records, strict=True):
+        assert (clean.name, clean.seed) == (other.name, other.seed)
+        assert clean.errors != other.errors
+        if clean.seed is not None:
+            assert clean.digest is not None
+            assert (clean.digest, clean.best_step, clean.validation_loss) == (
+                other.digest,
+                other.best_step,
+                other.validation_loss,
+            )
+
+
+def test_the_digest_would_notice_one_visible_reading(task, comparison):
+    target, sources = task
+    readings = target.readings.clone()
+    readings[20] += 1.0
+    other = compare(replace(target, readings=readings), sources, strategies=["target_only"], **SETTINGS)
+    assert other.runs("target_only")[0].digest != comparison.runs("target_only")[0].digest
+
+
+def test_it_writes_json_csv_and_picture_and_prints_the_table(task, tmp_path, capsys):
+    settings = {**SETTINGS, "verbose": True}
+    found = compare(*task, strategies=["target_only", "pooled"], output=tmp_path / "a" / "b", **settings)
+    folder = tmp_path / "a" / "b"
+    assert {path.name for path in folder.iterdir()} == {"comparison.json", "comparison.csv", "comparison.png"}
+    content = json.loads((folder / "comparison.json").read_text())
+    assert content["protocol"]["target"] == "target"
+    assert content["protocol"]["seeds"] == [0, 1]
+    assert [run["name"] for run in content["runs"]] == [record.name for record in found.records]
+    assert len(content["runs"][0]["errors"]["mae"]) == CONFIG.horizon
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), found.to_frame(), check_dtype=False)
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for name in [*NAIVE, "target_only", "pooled"]:
+        assert name in printed
+
+
+def test_a_failed_comparison_writes_nothing(task, tmp_path):
+    target, sources = task
+    with pytest.raises(ValueError, match=r"City\.resample"):
+        compare(target, [sources[0].resample("120min")], output=tmp_path / "run", **SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"visible_days": 9}, "days: target has 6.00 days"),
+        ({"visible_days": 1}, "visible days: target has 1.00 visible days .* show more days"),
+        ({"visible_days": 5.9}, r"history \+ horizon: target has .* steps here"),
+        ({"seeds": 0}, "seeds: expected at least one"),
+        ({"jobs": 0}, "jobs and threads: expected at least 1"),
+        ({"strategies": ["nonsense"]}, "strategy: expected one of"),
+        ({"model": replace(CONFIG, history=60)}, r"history \+ horizon"),
+        ({"model": replace(CONFIG, channels=2)}, "channels"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_training(task, change, message):
+    with pytest.raises(ValueError, match=message):
+        compare(*task, **{**SETTINGS, "steps": 10**6, **change})
+
+
+def record(name, seed, mae):
+    return RunRecord(name, seed, Errors([mae] * 2, [mae] * 2, [mae] * 2, mae, mae, mae), seconds=1.0)
+
+
+@pytest.fixture
+def made_up():
+    reference = [10.0, 12.0, 11.0]
+    mine = [9.0, 10.5, 10.5]
+    records = [record("last value", None, 20.0)]
+    records += [record("target_only", seed, mae) for seed, mae in enumerate(reference)]
+    records += [record("tsjt", seed, mae) for seed, mae in enumerate(mine)]
+    protocol = {"target": "t", "sources": [], "channels": ["c"], "visible_days": 3, "test_days": 1, "seeds": [0, 1, 2]}
+    return Comparison(records, [5.0, 10.0], "mph", {**protocol, "steps": 1}, 1.0)
+
+
+def test_the_gain_is_paired_by_seed_with_students_interval(made_up):
+    differences = 100 * np.array([1.0, 1.5, 0.5]) / 11.0
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    gain = made_up.gain("tsjt")
+    assert (gain.percent, gain.low, gain.high) == pytest.approx((differences.mean(), low, high))
+    assert made_up.gain("last value").percent == pytest.approx(-100 * 9 / 11)
+    assert made_up.gain("target_only") is None
+
+
+def test_one_seed_gives_a_gain_without_an_interval(made_up):
+    single = replace(made_up, records=[run for run in made_up.records if run.seed in (None, 0)])
+    assert str(single.gain("tsjt")) == "+10.0"
+
+
+def test_without_target_only_there_is_no_gain(made_up):
+    other = replace(made_up, records=[run for run in made_up.records if run.name != "target_only"])
+    assert other.gain("tsjt") is None
+    with pytest.raises(ValueError, match="expected one of last value, tsjt, found 'pooled'"):
+        other.runs("pooled")
+
+
+def test_the_printed_and_the_markdown_table_hold_the_numbers(made_up):
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    made_up.show(console)
+    text = console.export_text()
+    for cell in ("10.000 ± 0.866", "+9.1 [", "20.00 / 20.00 / 20.0"):
+        assert cell in text
+        assert cell in made_up.to_markdown()

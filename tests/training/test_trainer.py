@@ -1,0 +1,231 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tsjt_pyg.data import StandardScaler
+from tsjt_pyg.training import STRATEGIES, ModelConfig, Strategy, fit, training_split
+from tsjt_pyg.training.checkpoint import load_checkpoint
+
+CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=3)
+SETTINGS = {"steps": 12, "batch_size": 8, "evaluations": 4}
+
+
+def new_model(config=CONFIG, seed=0):
+    torch.manual_seed(seed)
+    return config.build()
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def task(commuters):
+    visible, test = commuters("target", seed=1).few_shot(3)
+    return visible, test, [commuters("north", num_nodes=8, seed=2), commuters("south", num_nodes=5, seed=3)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_moves_the_model_and_returns_the_checkpoint_it_chose(task, strategy):
+    visible, _, sources = task
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = fit(model, visible, sources, strategy, lr=1e-2, **SETTINGS)
+    assert not same(before, model.state_dict())
+    assert result.model is model
+    losses = {entry["step"]: entry["validation_loss"] for entry in result.log}
+    assert result.validation_loss == min(losses.values()) == losses[result.best_step]
+    assert bool(result.stats) == STRATEGIES[strategy].skewed
+
+
+def test_the_untrained_model_competes_so_a_harmful_training_is_undone(task):
+    visible, _, sources = task
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = fit(model, visible, sources, "target_only", lr=30.0, max_grad_norm=1e9, **SETTINGS)
+    assert result.best_step == 0
+    assert same(before, model.state_dict())
+
+
+def test_more_steps_of_training_fit_the_target(task):
+    visible, _, _ = task
+    result = fit(new_model(), visible, [], "target_only", steps=150, batch_size=16, lr=1e-2)
+    assert result.validation_loss < 0.75 * result.log[0]["validation_loss"]
+
+
+def test_the_same_seed_gives_the_same_parameters_and_another_seed_others(task):
+    visible, _, sources = task
+    runs = [fit(new_model(), visible, sources, "tsjt", seed=seed, **SETTINGS) for seed in (5, 5, 6)]
+    states = [run.model.state_dict() for run in runs]
+    assert same(states[0], states[1])
+    assert runs[0].log == runs[1].log
+    assert not same(states[0], states[2])
+
+
+@pytest.mark.parametrize("strategy", ["tsjt", "finetune", "pooled"])
+def test_a_resumed_run_ends_with_the_same_bits(task, strategy, tmp_path):
+    visible, _, sources = task
+    whole = fit(new_model(), visible, sources, strategy, **SETTINGS)
+
+    class StopError(Exception):
+        pass
+
+    def stop_at(step):
+        def progress(done, total):
+            if done == step:
+                raise StopError
+
+        return progress
+
+    for step in (7, 9):
+        with pytest.raises(StopError):
+            fit(
+                new_model(),
+                visible,
+                sources,
+                strategy,
+                output=tmp_path,
+                checkpoint_every=2,
+                resume=True,
+                progress=stop_at(step),
+                **SETTINGS,
+            )
+        assert load_checkpoint(tmp_path, prefer="last.pt")["step"] == step - 1
+    resumed = fit(
+        new_model(seed=9), visible, sources, strategy, output=tmp_path, checkpoint_every=2, resume=True, **SETTINGS
+    )
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    assert (whole.log, whole.best_step, whole.stats) == (resumed.log, resumed.best_step, resumed.stats)
+
+
+def test_resuming_another_run_says_what_differs(task, tmp_path):
+    visible, _, sources = task
+    fit(new_model(), visible, sources, "pooled", output=tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=r"another run: lr \(there 0\.003, here 0\.1\)\. Use"):
+        fit(new_model(), visible, sources, "pooled", output=tmp_path, resume=True, lr=0.1, **SETTINGS)
+    with pytest.raises(ValueError, match="another run: target"):
+        fit(new_model(), visible.between(1, 72), sources, "pooled", output=tmp_path, resume=True, **SETTINGS)
+
+
+def test_the_folder_holds_what_the_documentation_says(task, tmp_path):
+    visible, _, sources = task
+    model = new_model()
+    result = fit(model, visible, sources, "tsjt", output=tmp_path / "a" / "b", config={"note": "x"}, **SETTINGS)
+    folder = tmp_path / "a" / "b"
+    assert {path.name for path in folder.iterdir()} == {"last.pt", "best.pt", "config.json"}
+    assert json.loads((folder / "config.json").read_text())["note"] == "x"
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert same(best["model"], model.state_dict())
+    assert best["step"] == result.best_step
+    last = torch.load(folder / "last.pt", weights_only=True)
+    assert last["step"] == SETTINGS["steps"]
+    assert set(last["model"]) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("strategy", ["target_only", "source_only", "finetune", "tsjt"])
+def test_the_scaler_knows_the_training_days_only(task, strategy):
+    visible, _, sources = task
+    result = fit(new_model(), visible, sources, strategy, **SETTINGS)
+    training, _ = training_split(visible, 1, CONFIG.history)
+    expected = StandardScaler().fit(training.readings, training.mask)
+    assert torch.equal(result.scaler.mean, expected.mean)
+    assert training.num_steps == 48
+
+
+def test_validation_horizons_lie_in_the_validation_day_and_training_windows_before_it(task):
+    visible, _, _ = task
+    training, validation = training_split(visible, 1, history=6)
+    border = visible.start + 2 * visible.steps_per_day * visible.interval
+    assert training.time[-1] + training.interval == border
+    windows = validation.windows(6, 3)
+    assert validation.time[6] == border
+    assert validation.time[-1] == visible.time[-1]
+    assert len(windows) == 24 - 3 + 1
+
+
+def test_target_only_reads_no_source_and_source_only_no_target_gradient(task):
+    visible, _, sources = task
+    alone = fit(new_model(), visible, [], "target_only", **SETTINGS)
+    beside = fit(new_model(), visible, sources, "target_only", **SETTINGS)
+    assert same(alone.model.state_dict(), beside.model.state_dict())
+
+    # No target reading reaches the parameters of source_only, so the source losses of its steps stay the same.
+    noise = replace(visible, readings=torch.randn_like(visible.readings).masked_fill(~visible.mask, 0.0))
+    logs = [fit(new_model(), city, sources, "source_only", **SETTINGS).log for city in (visible, noise)]
+    assert [entry["source_loss"] for entry in logs[0]] == [entry["source_loss"] for entry in logs[1]]
+    assert logs[0] != logs[1]
+
+
+def test_pooling_with_a_tiny_source_weight_is_nearly_target_only(task):
+    visible, _, sources = task
+    pooled = fit(new_model(), visible, sources, Strategy("p", source_weight=1e-9), base=torch.optim.SGD, **SETTINGS)
+    alone = fit(new_model(), visible, [], "target_only", base=torch.optim.SGD, **SETTINGS)
+    for one, other in zip(pooled.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_a_target_day_without_readings_is_an_error_that_says_so(task):
+    visible, _, _ = task
+    mask = visible.mask.clone()
+    mask[48:] = False
+    with pytest.raises(ValueError, match="no observed reading on its validation day"):
+        fit(new_model(), replace(visible, mask=mask), [], "target_only", **SETTINGS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(task, tmp_path):
+    visible, _, _ = task
+
+    class Breaks(torch.nn.Module):
+        history, horizon = CONFIG.history, CONFIG.horizon
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = new_model(), 0
+
+        def forward(self, *args, **kwargs):
+            self.calls += 1
+            forecast = self.inner(*args, **kwargs)
+            return forecast * math.nan if self.training and self.calls > 12 else forecast
+
+    with pytest.raises(FloatingPointError, match=r"not finite after step .* lower lr"):
+        fit(Breaks(), visible, [], "target_only", output=tmp_path, checkpoint_every=2, **SETTINGS)
+    assert load_checkpoint(tmp_path, prefer="last.pt")["step"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": "tjst"}, "strategy: expected one of"),
+        ({"steps": 0}, "steps: expected at least 1, found 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"lr": 0.0}, "lr: expected a positive"),
+        ({"evaluations": 0}, "evaluations: expected at least 1"),
+        ({"validation_days": 3}, "none is left to learn from; show more days"),
+        ({"sources": ()}, "strategy 'tsjt' learns from source cities, found none"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named_and_nothing_is_written(task, change, message, tmp_path):
+    visible, _, sources = task
+    arguments = {"sources": sources, "strategy": "tsjt", **SETTINGS, **change}
+    with pytest.raises(ValueError, match=message):
+        fit(new_model(), visible, output=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_of_another_interval_or_channel_are_refused_with_the_way_out(task, commuters):
+    visible, _, sources = task
+    with pytest.raises(ValueError, match=r"north has interval .* the target target has .* City.resample"):
+        fit(new_model(), visible, [sources[0].resample("120min")], "pooled", **SETTINGS)
+    other = replace(sources[0], channels=("flow",))
+    with pytest.raises(ValueError, match=r"has channels \('flow',\), the target .* City.select"):
+        fit(new_model(), visible, [other], "pooled", **SETTINGS)
+
+
+def test_progress_counts_every_step(task):
+    visible, _, _ = task
+    seen = []
+    fit(new_model(), visible, [], "target_only", progress=lambda done, total: seen.append((done, total)), **SETTINGS)
+    assert seen == [(step, 12) for step in range(1, 13)]
