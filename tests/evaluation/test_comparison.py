@@ -105,11 +105,20 @@ def test_it_writes_json_csv_and_picture_and_prints_the_table(task, tmp_path, cap
     assert content["protocol"]["seeds"] == [0, 1]
     assert [run["name"] for run in content["runs"]] == [record.name for record in found.records]
     assert len(content["runs"][0]["errors"]["mae"]) == CONFIG.horizon
+    assert Comparison.load(folder) == found
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), found.to_frame(), check_dtype=False)
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for name in [*NAIVE, "target_only", "pooled"]:
         assert name in printed
+
+
+def test_a_damaged_or_absent_comparison_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"comparison\.json: there is no such file"):
+        Comparison.load(tmp_path)
+    (tmp_path / "comparison.json").write_text('{"runs": [')
+    with pytest.raises(ValueError, match=r"not written by Comparison\.save, or damaged"):
+        Comparison.load(tmp_path)
 
 
 def test_a_failed_comparison_writes_nothing(task, tmp_path):

@@ -195,6 +195,28 @@ class Comparison:
             "runs": [asdict(record) for record in self.records],
         }
 
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """The comparison in a ``comparison.json``, or in a folder that holds one.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not one that :meth:`save` wrote.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / "comparison.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            records = [RunRecord(**{**run, "errors": Errors(**run["errors"])}) for run in content["runs"]]
+            return cls(records, **{key: content[key] for key in ("minutes", "unit", "protocol", "seconds")})
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file}: there is no such file; `tsjt compare --output` writes one") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file}: not a comparison written by Comparison.save, or a damaged one ({error})"
+            ) from error
+
     def save(self, folder: str | Path) -> None:
         """Writes ``comparison.json`` (every run, by step of the horizon) and ``comparison.csv`` (the table)."""
         folder = Path(folder)

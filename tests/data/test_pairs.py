@@ -1,0 +1,134 @@
+"""Source and target batches side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from tsjt_pyg.data import CityPair, CityPairLoader, Windows
+from tsjt_pyg.data.pairs import shuffled_index
+
+
+@pytest.fixture
+def target(make_city) -> Windows:
+    return make_city(num_steps=30, name="target").windows(4, 2)  # 25 windows
+
+
+@pytest.fixture
+def sources(make_city) -> list[Windows]:
+    return [make_city(num_steps=n, num_nodes=n // 10, name=f"source{n}").windows(4, 2) for n in (40, 60)]
+
+
+def equal(one: CityPair, other: CityPair) -> bool:
+    return (
+        one.source_index == other.source_index
+        and torch.equal(one.source.index, other.source.index)
+        and torch.equal(one.source.x, other.source.x)
+        and torch.equal(one.target.index, other.target.index)
+        and torch.equal(one.target.y, other.target.y)
+    )
+
+
+def test_a_step_depends_on_seed_and_number_only(sources, target):
+    loader = CityPairLoader(sources, target, batch_size=8, seed=3)
+    passed = list(islice(loader, 12))
+    again = CityPairLoader(sources, target, batch_size=8, seed=3)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for step in (11, 0, 5, 5):
+        assert equal(passed[step], again[step])
+    assert torch.equal(torch.get_rng_state(), state)  # and does not touch the global generator
+    other = CityPairLoader(sources, target, batch_size=8, seed=4)
+    assert not all(torch.equal(passed[step].target.index, other[step].target.index) for step in range(12))
+
+
+def test_each_loop_starts_anew(sources, target):
+    loader = CityPairLoader(sources, target, batch_size=8)
+    assert all(equal(one, other) for one, other in zip(islice(loader, 3), islice(loader, 3), strict=True))
+
+
+def test_batches_are_the_windows_of_their_city(sources, target):
+    for pair in islice(CityPairLoader(sources, target, batch_size=8), 10):
+        source = sources[pair.source_index]
+        assert torch.equal(pair.source.x, source.x[pair.source.index])
+        assert pair.source.edge_index is source.city.edge_index
+        assert torch.equal(pair.target.y, target.y[pair.target.index])
+        assert len(pair.source) == len(pair.target) == 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 25, 40])
+def test_every_target_window_comes_once_a_pass(sources, target, batch_size):
+    loader = CityPairLoader(sources, target, batch_size, seed=5)
+    steps = 4 * 25 // batch_size + 1
+    seen = torch.cat([loader.target_batch(step).index for step in range(steps)])
+    passes = seen[:100].reshape(4, 25)
+    assert torch.equal(passes.sort(dim=1).values, torch.arange(25).expand(4, 25))
+    assert not torch.equal(passes[0], passes[1])  # reshuffled
+
+
+def test_it_does_not_end(sources, target):
+    loader = CityPairLoader(sources, target, batch_size=8)
+    assert len(loader[10**6].target) == 8
+    assert sum(1 for _ in islice(loader, 300)) == 300
+
+
+def test_sources_take_turns_by_weight(sources, target):
+    loader = CityPairLoader(sources, target, batch_size=1, weights=[3, 1])
+    turns = Counter(pair.source_index for pair in islice(loader, 1000))
+    assert turns[0] == pytest.approx(750, abs=60)  # over four standard deviations
+    assert {CityPairLoader(sources, target, 1, weights=[0, 1])[k].source_index for k in range(50)} == {1}
+    equally = Counter(pair.source_index for pair in islice(CityPairLoader(sources, target, 1), 1000))
+    assert equally[0] == pytest.approx(500, abs=70)
+
+
+def test_sources_of_one_length_are_not_walked_through_in_step(make_city, target):
+    twins = [make_city().windows(4, 2)] * 2
+    first = CityPairLoader(twins, target, 8, weights=[1, 0])[0].source.index
+    assert not torch.equal(first, CityPairLoader(twins, target, 8, weights=[0, 1])[0].source.index)
+
+
+def test_every_source_window_comes(sources, target):
+    loader = CityPairLoader(sources, target, batch_size=8)
+    seen = {(pair.source_index, i) for pair in islice(loader, 150) for i in pair.source.index.tolist()}
+    assert len(seen) == len(sources[0]) + len(sources[1])
+
+
+def test_a_batch_over_several_passes():
+    index = shuffled_index(num_windows=3, batch_size=10, step=2, seed=0)
+    assert index.shape == (10,)
+    whole = torch.cat([shuffled_index(3, 1, step, 0) for step in range(20, 30)])
+    assert torch.equal(index, whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": []}, "sources: expected the windows of at least one source city, found none"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"weights": [1]}, r"weights: expected 2 weights >= 0, one a source, not all 0; found \[1\]"),
+        ({"weights": [1, -1]}, "weights: expected 2 weights >= 0"),
+        ({"weights": [0, 0]}, "not all 0"),
+        ({"weights": [1, float("nan")]}, "weights: expected 2"),
+        ({"weights": [1, float("inf")]}, "weights: expected 2"),
+    ],
+)
+def test_messages(sources, target, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CityPairLoader(**({"sources": sources, "target": target} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("history", "horizon", "channels", "message"),
+    [
+        (5, 2, 1, "history 5, the target target has 4"),
+        (4, 3, 1, "horizon 3, the target target has 2"),
+        (4, 2, 2, r"channels 2, the target target has 1; one model reads both.*City.select"),
+    ],
+)
+def test_source_and_target_must_be_alike(make_city, sources, target, history, horizon, channels, message):
+    odd = make_city(num_channels=channels, name="odd").windows(history, horizon)
+    with pytest.raises(ValueError, match=rf"sources\[1\]: odd has {message}"):
+        CityPairLoader([sources[0], odd], target)

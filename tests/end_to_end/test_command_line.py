@@ -1,0 +1,232 @@
+"""The commands as a user types them, in this process, on the bundled cities."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tsjt_pyg import __version__
+from tsjt_pyg.cli import app
+from tsjt_pyg.datasets import load_city
+
+TARGET = ["--target", "demo/riverton"]
+TINY = ["--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "2", "--validation-days", "0.25"]
+
+TRAIN = ["train", *TARGET, *TINY, "--steps", "4", "--checkpoint-every", "2", "--seed", "3", "--output"]
+
+
+@pytest.fixture
+def tsjt():
+    def run(*arguments, code=0):
+        threads = torch.get_num_threads()
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+        torch.set_num_threads(threads)
+        assert result.exit_code == code, result.output
+        return re.sub(r"\s+", " ", result.output)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    arguments = [
+        "train",
+        *TARGET,
+        *TINY,
+        "--steps",
+        "4",
+        "--checkpoint-every",
+        "2",
+        "--seed",
+        "3",
+        "--output",
+        str(folder),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_help_and_version(tsjt):
+    text = tsjt("--help")
+    for command in ("cities", "train", "compare", "forecast", "doctor", "demo"):
+        assert command in text
+    assert tsjt("--version").strip() == __version__
+
+
+def test_cities_lists_the_bundled_ones_as_present(tsjt, tmp_path):
+    text = tsjt("cities", "--root", tmp_path)
+    assert "demo/riverton demo yes" in text
+    assert "los_loop speed no" in text
+
+
+def test_doctor_says_that_all_is_well(tsjt):
+    text = tsjt("doctor")
+    assert torch.__version__ in text
+    assert "torch-geometric-temporal 0.56" in text
+
+
+def test_doctor_without_pyg_temporal_shows_the_command_that_installs_it(tsjt, monkeypatch):
+    from tsjt_pyg import environment
+
+    def absent():
+        raise ImportError("not here")
+
+    monkeypatch.setattr(environment, "import_temporal", absent)
+    assert "pip install --no-deps torch-geometric-temporal==0.56.2" in tsjt("doctor", code=1)
+
+
+def test_train_writes_a_run_that_others_can_read(trained):
+    assert {path.name for path in trained.iterdir()} == {"last.pt", "best.pt", "config.json", "metrics.json"}
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["test"]["mean_mae"] > 0
+    assert metrics["optimizer"]["steps"] == 4
+    assert json.loads((trained / "config.json").read_text())["strategy"]["name"] == "tsjt"
+    assert "model" in torch.load(trained / "last.pt", weights_only=True)
+
+
+def test_train_resumes_and_refuses_another_run(tsjt, trained):
+    before = torch.load(trained / "last.pt", weights_only=True)["model"]
+    same = [
+        "train",
+        *TARGET,
+        *TINY,
+        "--steps",
+        4,
+        "--checkpoint-every",
+        2,
+        "--seed",
+        3,
+        "--output",
+        trained,
+        "--resume",
+    ]
+    tsjt(*same)
+    after = torch.load(trained / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "error: resume:" in tsjt(*same, "--lr", "0.5", code=2)
+
+
+def test_forecast_writes_the_next_steps_in_original_units_by_node_id(tsjt, trained, tmp_path):
+    city = load_city("demo/riverton").select("speed")
+    values = city.readings[600:612, :, 0].masked_fill(~city.mask[600:612, :, 0], torch.nan).numpy()
+    table = pd.DataFrame(values, index=city.time[600:612], columns=city.node_ids)
+    table.to_csv(tmp_path / "a.csv")
+    table.iloc[:, ::-1].to_csv(tmp_path / "b.csv")
+    paths = {name: tmp_path / f"{name}.csv" for name in ("a", "b", "fa", "fb")}
+    printed = tsjt("forecast", "--checkpoint", trained, "--readings", paths["a"], "--output", paths["fa"])
+    assert f"12 steps of {city.num_nodes} nodes (km/h)" in printed
+    tsjt("forecast", "--checkpoint", trained / "best.pt", "--readings", paths["b"], "--output", paths["fb"])
+    found = pd.read_csv(paths["fa"], index_col="time", parse_dates=True)
+    shuffled = pd.read_csv(paths["fb"], index_col="time", parse_dates=True)
+    assert list(found.columns) == list(city.node_ids)
+    assert (found.index == city.time[612:624]).all()
+    assert list(shuffled.columns) == list(table.columns[::-1])
+    np.testing.assert_allclose(shuffled[found.columns], found, rtol=1e-4)
+    # After four steps the model is still close to the last value, so a wrong unit or order would show.
+    last = table.ffill().iloc[-1]
+    assert (found.iloc[0] - last).abs().median() < 5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.iloc[3:], "the model reads 12 steps, found 9 rows"),
+        (lambda t: t.drop(columns=t.columns[0]), "there is no column for node"),
+        (lambda t: t.assign(stranger=1.0), "column 'stranger' is no node"),
+        (lambda t: t.drop(index=t.index[5]).set_index(t.index[:-1].delete(5).append(t.index[-1:])), "interval is"),
+        (
+            lambda t: t.astype(object).mask(t.index.to_numpy()[:, None] == t.index[4], "fog"),
+            "found 'fog', expected a num",
+        ),
+        (lambda t: t.reset_index(drop=True).rename(index="row {}".format), "first column must hold times"),
+    ],
+)
+def test_readings_that_do_not_fit_end_in_one_error_and_no_file(tsjt, trained, tmp_path, spoil, message):
+    city = load_city("demo/riverton").select("speed")
+    table = pd.DataFrame(city.readings[600:613, :, 0].numpy(), index=city.time[600:613], columns=city.node_ids)
+    if "found 9" in message:
+        table = table.iloc[1:]
+    spoil(table).to_csv(tmp_path / "a.csv")
+    text = tsjt(
+        "forecast", "--checkpoint", trained, "--readings", tmp_path / "a.csv", "--output", tmp_path / "f.csv", code=2
+    )
+    assert message in text
+    assert "Traceback" not in text
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv"}
+
+
+def test_a_damaged_checkpoint_or_a_missing_file_ends_in_one_error(tsjt, trained, tmp_path):
+    (tmp_path / "best.pt").write_bytes((trained / "best.pt").read_bytes()[:1000])
+    rest = ["--readings", tmp_path / "none.csv", "--output", tmp_path / "f.csv"]
+    assert "not a checkpoint, or a damaged one" in tsjt("forecast", "--checkpoint", tmp_path, *rest, code=2)
+    assert "there is no file" in tsjt("forecast", "--checkpoint", tmp_path / "nowhere", *rest, code=2)
+    assert "readings: there is no file" in tsjt("forecast", "--checkpoint", trained, *rest, code=2)
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    assert "expected a checkpoint of format" in tsjt("forecast", "--checkpoint", tmp_path / "other.pt", *rest, code=2)
+
+
+def test_compare_prints_and_writes_the_table(tsjt, tmp_path):
+    text = tsjt(
+        "compare", *TARGET, "--sources", "demo/ringwood", *TINY, "--strategies", "target_only,tsjt", "--seeds", 1,
+        "--steps", 2, "--jobs", 1, "--output", tmp_path / "c",
+    )  # fmt: skip
+    for name in ("last value", "historical average", "linear per node", "target_only", "tsjt"):
+        assert name in text
+    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".json", ".csv", ".png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "demo/rivertown"], "there is no city 'demo/rivertown'; did you mean 'demo/riverton'?"),
+        (["--target", "los_loop", "--root", "nowhere"], "there is no folder nowhere/los_loop"),
+        ([*TARGET, "--sources", "demo/riverton"], "cannot be one of its own sources"),
+        ([*TARGET, "--sources", "demo/ringwood,demo/ringwood"], "each city may be named once"),
+        ([*TARGET, "--channel", "altitude"], "channels: demo/riverton has"),
+        ([*TARGET, "--visible-days", "99"], "days: demo/riverton has 14.00 days"),
+        ([*TARGET, "--visible-days", "1"], "show more days"),
+        ([*TARGET, "--history", "5000"], "shorten history or horizon"),
+        ([*TARGET, "--cell", "LSTM"], "cell: expected one of GConvGRU"),
+        ([*TARGET, "--strategies", "magic"], "strategy: expected one of target_only"),
+        ([*TARGET, "--device", "toaster"], "device: 'toaster' cannot be used here"),
+    ],
+)
+def test_bad_arguments_end_in_one_error_and_no_folder(tsjt, tmp_path, arguments, message):
+    text = tsjt("compare", *arguments, "--output", tmp_path / "c", "--jobs", 1, code=2)
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "c").exists()
+
+
+def test_without_pyg_temporal_the_package_imports_and_says_how_to_install_it(tmp_path):
+    """In a fresh interpreter that cannot find torch_geometric_temporal."""
+    program = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "torch_geometric_temporal" else find(name, *a)
+import tsjt_pyg
+from tsjt_pyg.training import ModelConfig
+ModelConfig(cell="GRU").build()
+for use in (ModelConfig(cell="TGCN").build, lambda: tsjt_pyg.City.from_adjacency(__import__("numpy").ones((30, 2)),
+            __import__("numpy").ones((2, 2))).to_signal()):
+    try:
+        use()
+    except ImportError as error:
+        assert "pip install --no-deps torch-geometric-temporal==0.56.2" in str(error), error
+    else:
+        sys.exit("no error")
+assert "torch_geometric_temporal" not in sys.modules and "torch_sparse" not in sys.modules
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert found.returncode == 0, found.stderr
