@@ -283,7 +283,7 @@ def _spread(
 
 
 def gridport(rng: np.random.Generator) -> CityPlan:
-    """The big source city: offices in the middle, a port in a corner, lorries passing through."""
+    """The big source city: offices in the middle, a port in a corner, traffic passing through."""
     trips = (
         Trips("homes", "offices", 7.9, 0.75, 33_400, 3_300),
         Trips("offices", "homes", 17.6, 1.0, 33_400, 3_300),
@@ -300,8 +300,8 @@ def gridport(rng: np.random.Generator) -> CityPlan:
         Trips("port", "gates", 3.5, 2.0, 2_200, 1_400),
     )
     peculiar = (
-        "Early port shifts (06:20 and 15:10) beside the office peaks (08:00 and 17:40); one-way pairs; lorries cross "
-        "the city west to east on the one street arterial."
+        "Early port shifts (06:20 and 15:10) beside the office peaks (08:00 and 17:40); one-way pairs; through "
+        "traffic between the two ends of the one street arterial."
     )
     return CityPlan("gridport", "2024-03-04T00:00:00", 53.5, 8.15, grid_network(rng), trips, 7.0, 5.0, peculiar)
 
@@ -324,8 +324,8 @@ def ringwood(rng: np.random.Generator) -> CityPlan:
         Trips("gates", "gates", 3.0, 2.5, 2_400, 3_200),
     )
     peculiar = (
-        "Two attractors, the centre (peaks 07:30 and 16:45) and a campus on the middle ring (09:00 and 18:30); through "
-        "traffic between the gates uses the 90 km/h outer ring and fails over to the middle ring."
+        "Two attractors, the centre (peaks 07:30 and 16:45) and a campus on the middle ring (09:00 and 18:30); much "
+        "traffic only passes through, from gate to gate, for which the 90 km/h outer ring is there."
     )
     return CityPlan("ringwood", "2024-04-15T00:00:00", 48.4, 11.6, ring_network(rng), trips, 5.0, 4.0, peculiar)
 
