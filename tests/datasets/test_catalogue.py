@@ -44,7 +44,9 @@ def test_all_are_listed_and_present_where_their_folder_is(tmp_path):
     assert all(entry.about for entry in entries.values())
 
 
-def test_without_a_root_only_the_bundled_are_present(monkeypatch):
+def test_without_a_root_only_the_bundled_are_present(monkeypatch, tmp_path):
+    (tmp_path / "pems04").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert {entry.name for entry in list_cities() if entry.present} == set(demos())
     monkeypatch.setenv(ROOT_VARIABLE, "")
     assert {entry.name for entry in list_cities() if entry.present} == set(demos())

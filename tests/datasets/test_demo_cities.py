@@ -135,9 +135,9 @@ def test_distances_along_the_roads_agree_with_the_positions(name: str) -> None:
 def test_weekdays_have_two_peaks_and_weekends_one_around_midday(name: str) -> None:
     flow = arrays(name)["flow"].astype(float)
     flow[flow == MISSING] = np.nan
-    mean = np.nanmean(flow.reshape(DAYS, STEPS_PER_DAY, -1), axis=2)
-    weekday, weekend = mean[WEEKDAYS].mean(axis=0), mean[~WEEKDAYS].mean(axis=0)
-    noon = slice(*(hours(11, 14).start, hours(11, 14).stop))
+    flow = flow.reshape(DAYS, STEPS_PER_DAY, -1)
+    weekday, weekend = (np.nanmean(flow[days], axis=(0, 2)) for days in (WEEKDAYS, ~WEEKDAYS))
+    noon = hours(11, 14)
     assert weekday[hours(6.5, 9)].mean() > 1.1 * weekday[noon].mean()
     assert weekday[hours(15.5, 18.5)].mean() > 1.1 * weekday[noon].mean()
     assert weekend[noon].mean() > 1.3 * weekend[hours(6.5, 9)].mean()
@@ -182,4 +182,4 @@ def test_days_differ(name: str) -> None:
     assert tuesday.any()
     assert wednesday.any()
     overlap = (tuesday & wednesday).sum() / (tuesday | wednesday).sum()
-    assert overlap < 0.9
+    assert overlap < 0.7

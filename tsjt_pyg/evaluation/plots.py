@@ -46,23 +46,26 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
         left.plot(minutes, maes.mean(axis=0), linewidth=1.8, markersize=5, label=name, **style[name])
         if len(maes) > 1:
             left.fill_between(minutes, maes.min(axis=0), maes.max(axis=0), color=style[name]["color"], alpha=0.12)
-    top = max(np.mean([r.errors.mae for r in comparison.runs(n)], axis=0).max() for n in (*trained, "last value"))
-    left.set_ylim(0, 1.1 * top)  # a historical average far above the rest would press it together
+    # A historical average far above the rest would press the lines together, so it may leave the picture.
+    near = np.concatenate(
+        [np.mean([r.errors.mae for r in comparison.runs(n)], axis=0) for n in (*trained, "last value")]
+    )
+    margin = 0.08 * (near.max() - near.min())
+    left.set_ylim(near.min() - margin, near.max() + margin)
     left.set_xticks(minutes[comparison.reported_steps] if len(minutes) > 6 else minutes)
     left.set_xlabel("time ahead (minutes)")
     left.set_ylabel(f"MAE on the test period ({comparison.unit})" if comparison.unit else "MAE on the test period")
     left.set_title("Error by horizon (band: range over seeds)", fontsize=10, loc="left")
     left.grid(alpha=0.3)
-    left.legend(fontsize=8, ncols=2, loc="lower right")
+    left.legend(fontsize=8, ncols=2, loc="upper left")
 
-    shown = [name for name in comparison.names if comparison.gain(name) is not None]
+    shown = [name for name in trained if comparison.gain(name) is not None]
     for row, name in enumerate(shown):
         gain = comparison.gain(name)
         assert gain is not None
-        look = style.get(name, {"color": "0.55", "marker": "o"})
-        right.plot(gain.percent, row, markersize=8, linestyle="none", **look)
-        if gain.low is not None and gain.high is not None and name in trained:
-            right.plot([gain.low, gain.high], [row, row], color=look["color"], linewidth=2.2)
+        right.plot(gain.percent, row, markersize=8, linestyle="none", **style[name])
+        if gain.low is not None and gain.high is not None:
+            right.plot([gain.low, gain.high], [row, row], color=style[name]["color"], linewidth=2.2)
     right.axvline(0, color="0.3", linewidth=1)
     right.set_yticks(range(len(shown)), shown, fontsize=9)
     right.invert_yaxis()
