@@ -8,32 +8,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from .clean import CleanReadings, ReadingsLike, check_ids, clean_readings
+from .clean import ReadingsLike, check_ids
 from .graph import (
     Edges,
     MatrixLike,
-    check_positions,
     edges_from_adjacency,
     edges_from_distances,
     edges_from_positions,
     road_network_from_networkx,
 )
+from .parts import DEFAULT_INTERVAL, DEFAULT_START, About, AboutReadings, CityParts, city_parts, parse_interval
 from .split import FewShotSplit, few_shot_steps
 from .windows import Windows
 
 if TYPE_CHECKING:
     import networkx as nx
     from torch_geometric.data import Dataset
-
-DEFAULT_START = pd.Timestamp("2001-01-01")
-"""A Monday, midnight: the time of the first step where nothing else is known."""
-
-DEFAULT_INTERVAL = pd.Timedelta(minutes=5)
 
 _DAY = pd.Timedelta(days=1)
 
@@ -112,22 +107,22 @@ class City:
     # --- constructors -------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_adjacency(cls, readings: ReadingsLike, adjacency: MatrixLike, **about: Any) -> City:
+    def from_adjacency(cls, readings: ReadingsLike, adjacency: MatrixLike, **about: Unpack[About]) -> City:
         """A city from a weighted adjacency matrix: an edge ``i -> j`` for each ``adjacency[i, j] > 0``.
 
         Args:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
             adjacency: ``[N, N]``, dense or sparse; a :class:`~pandas.DataFrame` labelled by node id is joined by id
                 (nodes without readings are left out).
-            **about: ``name``, ``mask``, ``node_ids``, ``channels``, ``units``, ``start``, ``interval``, ``positions``
-                (latitude, longitude), as in :class:`City`; all optional.
+            **about: ``name``, ``mask``, ``node_ids``, ``channels``, ``units``, ``start``, ``interval``, ``positions``:
+                see :class:`~tsjt_pyg.data.parts.About`; all optional.
         """
-        door = _Door(readings, **about)
-        return door.city(edges_from_adjacency(adjacency, door.node_ids))
+        parts = city_parts(readings, about)
+        return cls._assembled(parts, edges_from_adjacency(adjacency, parts["node_ids"]))
 
     @classmethod
     def from_edge_index(
-        cls, readings: ReadingsLike, edge_index: Tensor, edge_weight: Tensor | None = None, **about: Any
+        cls, readings: ReadingsLike, edge_index: Tensor, edge_weight: Tensor | None = None, **about: Unpack[About]
     ) -> City:
         """A city from the ``edge_index`` of PyG; the numbers in it are positions among the readings' nodes.
 
@@ -139,7 +134,7 @@ class City:
         """
         index = torch.as_tensor(edge_index)
         weight = torch.ones(index.shape[-1]) if edge_weight is None else torch.as_tensor(edge_weight).detach()
-        return _Door(readings, **about).city(Edges(index, weight.to(torch.float32)))
+        return cls._assembled(city_parts(readings, about), Edges(index, weight.to(torch.float32)))
 
     @classmethod
     def from_distances(
@@ -149,7 +144,7 @@ class City:
         *,
         sigma: float | None = None,
         threshold: float = 0.1,
-        **about: Any,
+        **about: Unpack[About],
     ) -> City:
         """A city from road distances, weighted by a Gaussian kernel; weights below ``threshold`` are dropped.
 
@@ -161,12 +156,18 @@ class City:
             threshold: In [0, 1).
             **about: As in :meth:`from_adjacency`.
         """
-        door = _Door(readings, **about)
-        return door.city(edges_from_distances(distances, door.node_ids, sigma, threshold))
+        parts = city_parts(readings, about)
+        return cls._assembled(parts, edges_from_distances(distances, parts["node_ids"], sigma, threshold))
 
     @classmethod
     def from_positions(
-        cls, readings: ReadingsLike, positions: MatrixLike, *, k: int = 8, sigma: float | None = None, **about: Any
+        cls,
+        readings: ReadingsLike,
+        positions: MatrixLike,
+        *,
+        k: int = 8,
+        sigma: float | None = None,
+        **about: Unpack[AboutReadings],
     ) -> City:
         """A city whose nodes are joined with their ``k`` nearest by great-circle distance (Gaussian kernel).
 
@@ -177,9 +178,9 @@ class City:
             sigma: Metres; default: the root mean square of the distances.
             **about: As in :meth:`from_adjacency`.
         """
-        door = _Door(readings, positions=positions, **about)
-        assert door.pos is not None
-        return door.city(edges_from_positions(door.pos, k, sigma))
+        parts = city_parts(readings, about, positions=positions)
+        assert parts["pos"] is not None
+        return cls._assembled(parts, edges_from_positions(parts["pos"], k, sigma))
 
     @classmethod
     def from_networkx(
@@ -190,7 +191,7 @@ class City:
         nodes: Literal["junctions", "segments"] = "junctions",
         length: str = "length",
         sigma: float | None = None,
-        **about: Any,
+        **about: Unpack[About],
     ) -> City:
         """A city from a networkx graph of junctions joined by roads.
 
@@ -206,21 +207,27 @@ class City:
             **about: As in :meth:`from_adjacency`.
         """
         network = road_network_from_networkx(graph, nodes, length, sigma)
-        door = _Door(readings, default_ids=network.node_ids, **about)
-        absent = sorted(set(network.node_ids) - set(door.node_ids))
-        unknown = sorted(set(door.node_ids) - set(network.node_ids))
+        parts = city_parts(readings, about, graph_ids=network.node_ids)
+        node_ids = parts["node_ids"]
+        absent = sorted(set(network.node_ids) - set(node_ids))
+        unknown = sorted(set(node_ids) - set(network.node_ids))
         if absent or unknown:
             which = f"{unknown[0]!r} is not in the graph" if unknown else f"{absent[0]!r} of the graph has no readings"
             raise ValueError(
-                f"readings: node {which} ({len(door.node_ids)} nodes with readings, {len(network.node_ids)} {nodes} in "
+                f"readings: node {which} ({len(node_ids)} nodes with readings, {len(network.node_ids)} {nodes} in "
                 f"the graph, for example {network.node_ids[0]!r}); both need the same node ids"
             )
-        position = {node: i for i, node in enumerate(door.node_ids)}
-        to_door = torch.tensor([position[node] for node in network.node_ids])
-        if door.pos is None and network.pos is not None:
-            door.pos = torch.empty_like(network.pos)
-            door.pos[to_door] = network.pos
-        return door.city(Edges(to_door[network.edges.edge_index], network.edges.edge_weight))
+        position = {node: i for i, node in enumerate(node_ids)}
+        to_readings = torch.tensor([position[node] for node in network.node_ids])
+        if parts["pos"] is None and network.pos is not None:
+            pos = torch.empty_like(network.pos)
+            pos[to_readings] = network.pos
+            parts["pos"] = pos
+        return cls._assembled(parts, Edges(to_readings[network.edges.edge_index], network.edges.edge_weight))
+
+    @classmethod
+    def _assembled(cls, parts: CityParts, edges: Edges) -> City:
+        return cls(edge_index=edges.edge_index, edge_weight=edges.edge_weight, **parts)
 
     @classmethod
     def load(cls, path: str | Path) -> City:
@@ -336,7 +343,7 @@ class City:
             interval: A multiple of the city's interval; steps that do not fill a last one are dropped.
             reduce: ``"mean"`` (speeds, occupancy) or ``"sum"`` (counts).
         """
-        longer = _interval(interval)
+        longer = parse_interval(interval)
         if longer < self.interval or longer % self.interval != pd.Timedelta(0):
             raise ValueError(f"interval: expected a multiple of {self.interval}, found {longer}")
         if reduce not in ("mean", "sum"):
@@ -395,86 +402,3 @@ class City:
         from .signal import WindowDataset
 
         return WindowDataset(self, history, horizon)
-
-
-class _Door:
-    """What every constructor checks before there is a city."""
-
-    def __init__(
-        self,
-        readings: ReadingsLike,
-        *,
-        name: str = "city",
-        mask: np.ndarray | Tensor | None = None,
-        node_ids: Sequence[object] | None = None,
-        channels: Sequence[str] | str | None = None,
-        units: Sequence[str] | str | None = None,
-        start: str | pd.Timestamp | None = None,
-        interval: str | pd.Timedelta | None = None,
-        positions: MatrixLike | None = None,
-        default_ids: Sequence[str] | None = None,
-    ) -> None:
-        clean: CleanReadings = clean_readings(readings, mask)
-        self.name = name
-        self.clean = clean
-        num_nodes, num_channels = clean.readings.shape[1:]
-        if node_ids is not None and clean.node_ids is not None:
-            raise ValueError("node_ids: the readings are a table, whose columns are the node ids; leave node_ids out")
-        if node_ids is None:
-            node_ids = clean.node_ids or default_ids or range(num_nodes)
-        self.node_ids = check_ids(node_ids, num_nodes, "graph" if node_ids is default_ids else "node_ids")
-        self.channels = _names(channels, clean.channels, num_channels, "channels", "reading")
-        self.units = _names(units, None, num_channels, "units", "")
-        for argument, given, found in (("start", start, clean.start), ("interval", interval, clean.interval)):
-            if given is not None and found is not None:
-                raise ValueError(f"{argument}: the readings' index says {found}; leave {argument} out")
-        self.start = _start(start) if start is not None else clean.start or DEFAULT_START
-        self.interval = _interval(interval) if interval is not None else clean.interval or DEFAULT_INTERVAL
-        self.pos = None if positions is None else check_positions(positions, self.node_ids)
-
-    def city(self, edges: Edges) -> City:
-        return City(
-            name=self.name,
-            readings=self.clean.readings,
-            mask=self.clean.mask,
-            edge_index=edges.edge_index,
-            edge_weight=edges.edge_weight,
-            node_ids=self.node_ids,
-            channels=self.channels,
-            units=self.units,
-            start=self.start,
-            interval=self.interval,
-            pos=self.pos,
-        )
-
-
-def _names(
-    given: Sequence[str] | str | None, found: tuple[str, ...] | None, count: int, argument: str, default: str
-) -> tuple[str, ...]:
-    if isinstance(given, str):
-        given = (given,)
-    names = tuple(given) if given is not None else found
-    if names is None:
-        names = (default,) * count if count == 1 or not default else tuple(f"{default}_{i}" for i in range(count))
-    if len(names) != count:
-        raise ValueError(f"{argument}: the readings have {count} channels, found {list(names)}")
-    return names
-
-
-def _start(start: str | pd.Timestamp) -> pd.Timestamp:
-    try:
-        found = pd.Timestamp(start)
-    except ValueError as error:
-        raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r} ({error})") from error
-    if found is pd.NaT:
-        raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r}")
-    return found
-
-
-def _interval(interval: str | pd.Timedelta) -> pd.Timedelta:
-    if isinstance(interval, int | float):  # pandas would take it for nanoseconds
-        raise ValueError(f"interval: expected a time with its unit (such as '5min'), found the number {interval}")
-    try:
-        return pd.Timedelta(interval)
-    except ValueError as error:
-        raise ValueError(f"interval: expected a time with its unit (such as '5min'), found {interval!r}") from error

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -112,11 +113,14 @@ def compare(
             report = None if progress is None else partial(_report, progress, done * steps, total)
             records.append(run(strategy, seed, progress=report))
     else:
-        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
-        for done, record in enumerate(parallel(joblib.delayed(run)(*task) for task in tasks), start=1):
-            records.append(record)
-            if progress is not None:
-                progress(done * steps, total)
+        with warnings.catch_warnings():
+            # A worker that has grown is replaced by a new one; nothing is lost, so nobody needs to hear of it.
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
+            parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+            for done, record in enumerate(parallel(joblib.delayed(run)(*task) for task in tasks), start=1):
+                records.append(record)
+                if progress is not None:
+                    progress(done * steps, total)
     comparison = Comparison(
         records=records,
         minutes=[target.interval.total_seconds() / 60 * (step + 1) for step in range(horizon)],
