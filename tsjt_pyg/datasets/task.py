@@ -35,7 +35,8 @@ def load_task(
         channel: Default: the first channel of the target that every source has.
 
     Raises:
-        ValueError: If a name or channel is unknown, the target is among its sources, or no channel is shared.
+        ValueError: If a name or channel is unknown, the target is among its sources, no channel is shared, or a
+            source's interval is longer than the target's or no part of it.
         FileNotFoundError: If a city's files are missing.
     """
     city = load_city(target, root)
@@ -57,6 +58,11 @@ def load_task(
 def _resampled(source: City, target: City) -> City:
     if source.interval == target.interval:
         return source
+    if source.interval > target.interval:
+        raise ValueError(
+            f"sources: {source.name} has a reading every {source.interval}, the target every {target.interval}; a "
+            "finer one cannot be made of it, so resample the target (City.resample) or leave this source out"
+        )
     reduce: Literal["sum", "mean"] = "sum" if source.units[0] in _COUNTS else "mean"
     logger.info("%s: %s of its readings over %s, the target's interval", source.name, reduce, target.interval)
     return source.resample(target.interval, reduce)
