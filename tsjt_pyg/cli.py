@@ -141,7 +141,7 @@ def train(
     validation_days: ValidationDays = 1,
     channel: Channel = None,
     root: Root = None,
-    steps: Steps = 300,
+    steps: Steps = 200,
     batch_size: BatchSize = 32,
     lr: LearningRate = 3e-3,
     cell: Cell = "GConvGRU",
@@ -217,7 +217,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Runs of each strategy.", min=1)] = 3,
     channel: Channel = None,
     root: Root = None,
-    steps: Steps = 300,
+    steps: Steps = 200,
     batch_size: BatchSize = 32,
     lr: LearningRate = 3e-3,
     cell: Cell = "GConvGRU",
@@ -263,10 +263,11 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for JSON, CSV and picture.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only: to see that everything works.")] = False,
 ) -> None:
-    """The main job on bundled cities: riverton, with three days of readings, from gridport and ringwood."""
+    """The main job on bundled cities: riverton, with two days of readings, from gridport and ringwood."""
     compare(
         target="demo/riverton",
-        steps=20 if quick else 200,
+        visible_days=2,
+        steps=15 if quick else 120,
         seeds=1 if quick else 2,
         output=output,
     )

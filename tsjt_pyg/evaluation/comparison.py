@@ -38,7 +38,7 @@ def compare(
     visible_days: float = 3,
     seeds: int | Sequence[int] = 3,
     model: ModelConfig | Callable[[], torch.nn.Module] | None = None,
-    steps: int = 300,
+    steps: int = 200,
     batch_size: int = 32,
     lr: float = 3e-3,
     validation_days: float = 1.0,

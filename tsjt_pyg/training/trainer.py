@@ -87,7 +87,7 @@ def fit(
     sources: Sequence[City] = (),
     strategy: str | Strategy = "tsjt",
     *,
-    steps: int = 300,
+    steps: int = 200,
     batch_size: int = 32,
     lr: float = 3e-3,
     seed: int = 0,
