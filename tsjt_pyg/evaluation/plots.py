@@ -38,20 +38,22 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
         for name, colour, marker in zip(trained, cycle(_COLOURS), cycle(_MARKERS), strict=False)
     }
     minutes = np.asarray(comparison.minutes)
+    # A historical average far above the rest would press the lines together, so it may leave
+    # the picture; the legend then says so.
+    near = np.concatenate(
+        [np.mean([r.errors.mae for r in comparison.runs(n)], axis=0) for n in (*trained, "last value")]
+    )
+    margin = 0.08 * (near.max() - near.min()) or 1.0
+    left.set_ylim(near.min() - margin, near.max() + margin)
     for name, dash in zip(naive, (":", "--", "-."), strict=False):
         mae = comparison.runs(name)[0].errors.mae
-        left.plot(minutes, mae, color="0.55", linestyle=dash, linewidth=1.5, label=name)
+        label = name if min(mae) < near.max() + margin else f"{name} (above the picture)"
+        left.plot(minutes, mae, color="0.55", linestyle=dash, linewidth=1.5, label=label)
     for name in trained:
         maes = np.array([run.errors.mae for run in comparison.runs(name)])
         left.plot(minutes, maes.mean(axis=0), linewidth=1.8, markersize=5, label=name, **style[name])
         if len(maes) > 1:
             left.fill_between(minutes, maes.min(axis=0), maes.max(axis=0), color=style[name]["color"], alpha=0.12)
-    # A historical average far above the rest would press the lines together, so it may leave the picture.
-    near = np.concatenate(
-        [np.mean([r.errors.mae for r in comparison.runs(n)], axis=0) for n in (*trained, "last value")]
-    )
-    margin = 0.08 * (near.max() - near.min())
-    left.set_ylim(near.min() - margin, near.max() + margin)
     left.set_xticks(minutes[comparison.reported_steps] if len(minutes) > 6 else minutes)
     left.set_xlabel("time ahead (minutes)")
     left.set_ylabel(f"MAE on the test period ({comparison.unit})" if comparison.unit else "MAE on the test period")
