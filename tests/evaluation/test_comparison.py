@@ -117,7 +117,7 @@ def test_a_damaged_or_absent_comparison_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"comparison\.json: there is no such file"):
         Comparison.load(tmp_path)
     (tmp_path / "comparison.json").write_text('{"runs": [')
-    with pytest.raises(ValueError, match=r"not written by Comparison\.save, or damaged"):
+    with pytest.raises(ValueError, match=r"not a comparison written by Comparison\.save, or a damaged one"):
         Comparison.load(tmp_path)
 
 

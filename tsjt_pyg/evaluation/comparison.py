@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import time
 import warnings
@@ -20,9 +21,9 @@ import torch
 from ..data import City, StandardScaler
 from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
 from ..training.strategies import get_strategies
+from ..training.trainer import check_sources
 from .metrics import Errors, HorizonErrors
 from .naive import NaiveForecast, fit_historical_average, fit_last_value, fit_linear
-from .plots import plot_comparison
 from .table import Comparison, RunRecord
 
 DEFAULT_STRATEGIES = ("target_only", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
@@ -69,7 +70,8 @@ def compare(
         lr: Learning rate.
         validation_days: How much of the end of the visible days chooses the checkpoint.
         jobs: Runs at the same time, in processes of their own.
-        threads: Threads of each run. The result depends on it in the last digits, not on ``jobs``.
+        threads: Threads of each run. The result depends on it in the last digits, not on ``jobs``; on the CPU the same
+            seeds give the same table.
         device: Where models are trained.
         output: Folder for ``comparison.json``, ``comparison.csv`` and ``comparison.png``.
         verbose: Print the table.
@@ -81,8 +83,8 @@ def compare(
     started = time.perf_counter()
     chosen = get_strategies(strategies)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not seed_list:
-        raise ValueError(f"seeds: expected at least one, found {seeds}")
+    if not seed_list or len(set(seed_list)) < len(seed_list):
+        raise ValueError(f"seeds: expected at least one, each once, found {seeds}")
     if jobs < 1 or threads < 1:
         raise ValueError(f"jobs and threads: expected at least 1, found {jobs} and {threads}")
     if model is None:
@@ -91,7 +93,16 @@ def compare(
     with torch.random.fork_rng(devices=[]):
         probe = build()
     history, horizon = int(probe.history), int(probe.horizon)  # type: ignore[arg-type]
+    target = target.to("cpu")  # the naive forecasts run there; models get their batches where they are
     visible, test = target.few_shot(visible_days)
+    fingerprint = target.fingerprint()
+    for city in sources:
+        if city.fingerprint() == fingerprint:
+            raise ValueError(f"sources: {city.name} is the target itself, test period included; leave it out")
+    for strategy in chosen:
+        check_sources(visible, sources, strategy)
+    if output is not None:
+        _check_folder(Path(output))
     test.windows(history, horizon)  # too short a test period is found out now, not after the training
 
     run = partial(
@@ -149,10 +160,19 @@ def compare(
     )
     if output is not None:
         comparison.save(output)
+        from .plots import plot_comparison
+
         plot_comparison(comparison, Path(output) / "comparison.png")
     if verbose:
         comparison.show()
     return comparison
+
+
+def _check_folder(path: Path) -> None:
+    """What would be found out only after all the training is found out before it."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"output: {path} cannot be written: {existing} is not a folder that may be written to")
 
 
 def _report(progress: Callable[[int, int], None], before: int, total: int, step: int, steps: int) -> None:

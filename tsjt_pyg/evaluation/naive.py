@@ -79,8 +79,8 @@ def fit_linear(
     """Ridge regression of each node's horizon on its own history, both relative to the last observed reading.
 
     The penalty is the one of ``alphas`` with the smallest absolute error on the validation day, one for the whole city;
-    the regression is then fitted to all visible days. Missing readings of a history count as its last one; targets that
-    were not observed as well, so they pull the forecast towards the last reading.
+    the regression is then fitted to all visible days. Missing readings of a history count as its last one; each step of
+    the horizon is fitted to the windows in which it was observed.
     """
     default = node_means(visible)
     scale = float(visible.readings[visible.mask].double().std()) or 1.0
@@ -94,19 +94,18 @@ def fit_linear(
         y = torch.where(batch.y_mask, batch.y - last, 0.0) / scale
         return _by_node(x), _by_node(y), _by_node(batch.y_mask)
 
-    def regressions(city: City, alpha: float) -> list[Ridge]:
-        x, y, _ = arrays(city)
-        return [Ridge(alpha=alpha).fit(x_node, y_node) for x_node, y_node in zip(x, y, strict=True)]
+    def regressions(city: City, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        found = [_masked_ridge(*node, alpha) for node in zip(*arrays(city), strict=True)]
+        return np.stack([weight for weight, _ in found]), np.stack([bias for _, bias in found])
 
     x, y, observed = arrays(validation)
 
     def error(alpha: float) -> float:
-        found = np.stack([ridge.predict(x_node) for ridge, x_node in zip(regressions(training, alpha), x, strict=True)])
+        weight, bias = regressions(training, alpha)
+        found = x @ weight.transpose(0, 2, 1) + bias[:, None]
         return float(np.abs(found - y)[observed].mean())
 
-    chosen = regressions(visible, min(alphas, key=error))
-    weight = torch.from_numpy(np.stack([ridge.coef_ for ridge in chosen])).float()
-    bias = torch.from_numpy(np.stack([ridge.intercept_ for ridge in chosen])).float()
+    weight, bias = (torch.from_numpy(part).float() for part in regressions(visible, min(alphas, key=error)))
     num_channels = visible.num_channels
 
     def forecast(batch: WindowBatch, city: City) -> Tensor:
@@ -117,6 +116,23 @@ def fit_linear(
         return last + scale * change.unflatten(2, (horizon, num_channels)).permute(1, 2, 0, 3)
 
     return forecast
+
+
+def _masked_ridge(x: np.ndarray, y: np.ndarray, observed: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights ``[O, F]`` and intercepts ``[O]`` of ``x`` ``[W, F]`` on each column of ``y`` ``[W, O]``, where observed.
+
+    A column without an observation gets zeros: the last reading.
+    """
+    if observed.all():
+        ridge = Ridge(alpha=alpha).fit(x, y)
+        return ridge.coef_, ridge.intercept_
+    weight, bias = np.zeros((y.shape[1], x.shape[1])), np.zeros(y.shape[1])
+    for column in range(y.shape[1]):
+        rows = observed[:, column]
+        if rows.any():
+            ridge = Ridge(alpha=alpha).fit(x[rows], y[rows, column])
+            weight[column], bias[column] = ridge.coef_, ridge.intercept_
+    return weight, bias
 
 
 def _by_node(windows: Tensor) -> np.ndarray:

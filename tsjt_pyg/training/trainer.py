@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -70,6 +71,8 @@ def training_split(visible: City, validation_days: float, history: int) -> tuple
     Raises:
         ValueError: If the visible days are too few.
     """
+    if not math.isfinite(validation_days):
+        raise ValueError(f"validation_days: expected a number of days, found {validation_days}")
     steps = round(validation_days * visible.steps_per_day)
     border = visible.num_steps - steps
     if steps < 1 or border < 1:
@@ -104,8 +107,8 @@ def fit(
     """Trains ``model`` to forecast ``target`` with the help of ``sources``.
 
     It is given the *visible* days of the target and cannot see more. Their last day chooses the checkpoint; statistics
-    come from the days before it. Each source has its own statistics, of its whole series. The same arguments (with a
-    model of the same parameters) give the same result, resumed or not.
+    come from the days before it. Each source has its own statistics, of its whole series. On the CPU the same arguments
+    (with a model of the same parameters) give the same bits, resumed or not.
 
     Args:
         model: A :class:`~tsjt_pyg.nn.Forecaster`, or a module with its ``forward``, ``history`` and ``horizon``.
@@ -119,7 +122,8 @@ def fit(
         base: Optimizer class.
         max_grad_norm: Gradients longer than this are shortened to it.
         validation_days: How much of the end of the visible days chooses the checkpoint.
-        evaluations: How often, evenly over the steps, the validation day is forecast.
+        evaluations: The validation day is forecast before the first step, every ``steps // evaluations`` steps, at the
+            end of a pre-training and after the last step.
         output: Folder for ``last.pt``, ``best.pt`` and ``config.json``; created where absent. Default: nothing is
             written.
         checkpoint_every: Steps from one ``last.pt`` to the next.
@@ -140,7 +144,7 @@ def fit(
         raise ValueError(f"lr: expected a positive learning rate, found {lr}")
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, found {evaluations}")
-    _check_sources(target, sources, strategy)
+    check_sources(target, sources, strategy)
     history, horizon = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     training, validation = training_split(target, validation_days, history)
     run = _Run(
@@ -167,19 +171,19 @@ def fit(
         "target": {"name": target.name, "fingerprint": target.fingerprint()},
         "sources": [{"name": city.name, "fingerprint": city.fingerprint()} for city in sources],
     }
-    folder = None if output is None else _Folder(Path(output), settings, target)
+    folder = None if output is None else _Folder(Path(output), settings, target, resume)
     if folder is not None and resume and (folder.path / LAST).is_file():
         run.load(folder.load())
-    every = max(1, steps // evaluations)
+    every, pretrain = max(1, steps // evaluations), strategy.pretrain_steps(steps)
+    model.train()
     try:
         while run.step < steps:
-            if run.step == strategy.pretrain_steps(steps):
-                run.evaluate()  # before any step this is the untrained model: the last value
-                if run.step:
-                    run.optimizer.state.clear()  # moments of the pre-training do not belong to the tuning
+            if run.step == 0:
+                run.evaluate()  # the untrained model, which forecasts the last value, competes too
+            if run.step == pretrain > 0:
+                run.optimizer.state.clear()  # moments of the pre-training do not belong to the tuning
             run.train_step()
-            main = run.step - strategy.pretrain_steps(steps)
-            if (main > 0 and main % every == 0) or run.step == steps:
+            if run.step % every == 0 or run.step in (pretrain, steps):
                 run.evaluate()
             if folder is not None and run.step % checkpoint_every == 0 and run.step < steps:
                 folder.save(run)
@@ -187,7 +191,7 @@ def fit(
                 progress(run.step, steps)
     except KeyboardInterrupt:
         # Not saved here: the interrupt may have come between two halves of a step.
-        if folder is not None and (folder.path / LAST).is_file():
+        if folder is not None and folder.saved:
             logger.warning(
                 "stopped at step %d of %d; resume=True continues from %s", run.step, steps, folder.path / LAST
             )
@@ -201,7 +205,8 @@ def fit(
     )
 
 
-def _check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> None:
+def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> None:
+    """Raises a ValueError if the strategy needs sources and there are none, or one does not fit the target."""
     if strategy.uses_sources and not sources:
         raise ValueError(f"sources: strategy {strategy.name!r} learns from source cities, found none")
     for city in sources:
@@ -288,7 +293,7 @@ class _Run:
             if weight > 0
         }
         self.optimizer.zero_grad()
-        if isinstance(self.optimizer, TargetSkewedOptimizer):
+        if isinstance(self.optimizer, TargetSkewedOptimizer) and len(losses) == 2:
             self.optimizer.backward(losses[True], losses[False])
         else:
             weights = {True: plan.source_weight, False: plan.target_weight}
@@ -337,7 +342,9 @@ class _Run:
     def load(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.log, self._losses = state["step"], state["log"], state["losses"]
+        self.step, self.log = state["step"], state["log"]
+        device = next(self.model.parameters()).device
+        self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
         self.best_model, self.best_step, self.best_loss = state["best_model"], state["best_step"], state["best_loss"]
         torch.set_rng_state(state["rng"])
 
@@ -345,18 +352,31 @@ class _Run:
 class _Folder:
     """A run's folder."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], target: City) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], target: City, resume: bool) -> None:
         self.path, self.settings, self.city = path, settings, describe_city(target)
-        path.mkdir(parents=True, exist_ok=True)
+        self.saved = False
+        try:
+            json.dumps(settings, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config: expected plain numbers and strings that JSON can hold ({error})") from error
+        if (path / LAST).is_file() and not resume:
+            raise ValueError(
+                f"output: {path} holds a run already; resume=True (--resume) continues it, another folder keeps both"
+            )
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output: {path} is a file, expected a folder")
 
     def save(self, run: _Run) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         about = {"config": self.settings, "city": self.city, "scaler": run.batches.scaler.state_dict()}
         save_json(self.path / CONFIG, self.settings)
         save_checkpoint(self.path / LAST, {**run.state(), **about})
         best = {"model": run.best_model, "step": run.best_step, "validation_loss": run.best_loss}
         save_checkpoint(self.path / BEST, {**best, **about})
+        self.saved = True
 
     def load(self) -> dict[str, Any]:
         content = load_checkpoint(self.path, prefer=LAST)
         check_same_run(content["config"], self.settings, self.path / LAST)
+        self.saved = True
         return content
