@@ -31,7 +31,7 @@ def import_temporal() -> ModuleType:
             f"torch-geometric-temporal is not installed. Install it without its dependencies (it asks for "
             f"torch-sparse, which it does not need): {TEMPORAL_INSTALL_COMMAND}"
         )
-    stand_in = importlib.util.find_spec("torch_sparse") is None
+    stand_in = not _has_torch_sparse()
     if stand_in:
         from torch_geometric.typing import SparseTensor
 
@@ -43,6 +43,17 @@ def import_temporal() -> ModuleType:
     finally:
         if stand_in:
             del sys.modules["torch_sparse"]
+
+
+def _has_torch_sparse() -> bool:
+    if "torch_sparse" in sys.modules:
+        return True
+    try:
+        importlib.import_module("torch_sparse")
+    except (ImportError, OSError):  # absent, or built for another torch
+        sys.modules.pop("torch_sparse", None)
+        return False
+    return True
 
 
 def temporal_version() -> str | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import joblib
 import pandas as pd
 import torch
 import typer
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,12 +20,13 @@ from rich.table import Table
 
 from . import __version__, environment
 from .data.atomic import atomic_path
-from .datasets import list_cities, load_task
+from .datasets import Task, list_cities, load_task
 from .evaluation import compare as compare_strategies
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
 from .training.checkpoint import METRICS, save_json
+from .training.strategies import get_strategies
 
 app = typer.Typer(
     help="City road networks in, forecasts for the data-poor city out.",
@@ -35,6 +36,9 @@ app = typer.Typer(
 )
 errors = Console(stderr=True)
 out = Console()
+
+_EXPECTED = (ValueError, ImportError, FloatingPointError, OSError, torch.OutOfMemoryError, BrokenProcessPool)
+"""What the user can mend; anything else is a fault of ours and shows its traceback."""
 
 Root = Annotated[
     Path | None,
@@ -80,9 +84,7 @@ def _clear_errors() -> Iterator[None]:
     """What the user can mend ends in one line and status 2; Ctrl-C in status 130."""
     try:
         yield
-    except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        if os.environ.get("TSJT_TRACEBACK"):
-            raise
+    except _EXPECTED as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
@@ -104,6 +106,12 @@ def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def _load_task(target: str, sources: str | None, root: Path | None, channel: str | None, names: list[str]) -> Task:
+    """The task of these strategies; sources that none of them uses need not be there."""
+    used = any(strategy.uses_sources for strategy in get_strategies(names))
+    return load_task(target, _names(sources) if used else [], root, channel)
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
@@ -111,6 +119,8 @@ def _names(text: str | None) -> list[str] | None:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("expected cpu, cuda or mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
@@ -149,7 +159,7 @@ def train(
     prompts: Prompts = 0,
     history: History = 12,
     horizon: Horizon = 12,
-    seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.", min=0, max=2**31)] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last.pt.")] = False,
     threads: Threads = 1,
@@ -157,10 +167,10 @@ def train(
 ) -> None:
     """Train one strategy and keep its checkpoint."""
     with _clear_errors():
-        task = load_task(target, _names(sources), root, channel)
+        task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
         test.windows(history, horizon)
-        config = _model_config(cell, hidden, prompts, history, horizon)
+        config = ModelConfig(cell=cell, hidden_channels=hidden, num_prompts=prompts, history=history, horizon=horizon)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         model = config.build().to(_device(device))
@@ -203,10 +213,6 @@ def train(
         )
 
 
-def _model_config(cell: str, hidden: int, prompts: int, history: int, horizon: int) -> ModelConfig:
-    return ModelConfig(cell=cell, hidden_channels=hidden, num_prompts=prompts, history=history, horizon=horizon)
-
-
 @app.command()
 def compare(
     target: Target,
@@ -232,8 +238,8 @@ def compare(
 ) -> None:
     """Compare strategies on a target city, beside naive forecasts."""
     with _clear_errors():
-        task = load_task(target, _names(sources), root, channel)
-        _device(device)
+        task = _load_task(target, sources, root, channel, _names(strategies) or [])
+        kind = _device(device).type
         output = output or Path("runs") / f"compare-{target.replace('/', '-')}"
         with _bar(f"comparing on {target}") as progress:
             result = compare_strategies(
@@ -242,12 +248,14 @@ def compare(
                 _names(strategies) or [],
                 visible_days=visible_days,
                 seeds=seeds,
-                model=_model_config(cell, hidden, prompts, history, horizon),
+                model=ModelConfig(
+                    cell=cell, hidden_channels=hidden, num_prompts=prompts, history=history, horizon=horizon
+                ),
                 steps=steps,
                 batch_size=batch_size,
                 lr=lr,
                 validation_days=validation_days,
-                jobs=jobs or os.cpu_count() or 1,
+                jobs=jobs or (joblib.cpu_count() if kind == "cpu" else 1),
                 threads=threads,
                 device=device,
                 output=output,
@@ -301,9 +309,12 @@ def _read_readings(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
     try:
-        table.index = pd.to_datetime(table.index)
+        if table.index.dtype.kind in "iuf":  # pandas would count nanoseconds since 1970
+            raise ValueError(f"found the number {table.index[0]}")
+        table.index = pd.to_datetime(table.index, format="ISO8601")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: the first column must hold times such as 2024-03-04 08:05 ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: the first column must hold times such as 2024-03-04 08:05 ({reason})") from error
     for column in table.columns:
         bad = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
         if bad.any():
@@ -324,7 +335,3 @@ def doctor(root: Root = None) -> None:
     out.print(table)
     if not all(check.fine for check in checks):
         raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(app())

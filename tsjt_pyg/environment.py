@@ -13,7 +13,21 @@ from . import __version__
 from ._compat import TEMPORAL_INSTALL_COMMAND, import_temporal, temporal_version
 from .datasets import list_cities
 
-_PACKAGES = ("torch", "torch-geometric", "numpy", "pandas", "scikit-learn", "networkx", "matplotlib", "typer")
+_PACKAGES = (
+    "torch",
+    "torch-geometric",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "networkx",
+    "joblib",
+    "matplotlib",
+    "rich",
+    "typer",
+    "requests",
+    "tqdm",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Check:
 def checks(root: str | Path | None = None) -> list[Check]:
     """All checks in order."""
     found = [Check("tsjt_pyg", __version__), Check("python", platform.python_version())]
-    found += [Check(name, importlib.metadata.version(name)) for name in _PACKAGES]
+    found += [_package(name) for name in _PACKAGES]
     found.append(_temporal())
     if torch.cuda.is_available():
         found.append(Check("GPU", torch.cuda.get_device_name()))
@@ -41,6 +55,13 @@ def checks(root: str | Path | None = None) -> list[Check]:
         else:
             found.append(Check(entry.name, "not present (optional)", remedy=f"--root FOLDER; datasets/{entry.name}.md"))
     return found
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "not installed", fine=False, remedy=f"pip install {name}")
 
 
 def _temporal() -> Check:

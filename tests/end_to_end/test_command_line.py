@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from tsjt_pyg import __version__
 from tsjt_pyg.cli import app
 from tsjt_pyg.datasets import load_city
+from tsjt_pyg.training import trainer
+from tsjt_pyg.training.checkpoint import FORMAT
 
 TARGET = ["--target", "demo/riverton"]
 TINY = ["--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "2", "--validation-days", "0.25"]
@@ -37,20 +39,7 @@ def tsjt():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    arguments = [
-        "train",
-        *TARGET,
-        *TINY,
-        "--steps",
-        "4",
-        "--checkpoint-every",
-        "2",
-        "--seed",
-        "3",
-        "--output",
-        str(folder),
-    ]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, [*TRAIN, str(folder)])
     assert result.exit_code == 0, result.output
     return folder
 
@@ -93,26 +82,30 @@ def test_train_writes_a_run_that_others_can_read(trained):
     assert "model" in torch.load(trained / "last.pt", weights_only=True)
 
 
-def test_train_resumes_and_refuses_another_run(tsjt, trained):
-    before = torch.load(trained / "last.pt", weights_only=True)["model"]
-    same = [
-        "train",
-        *TARGET,
-        *TINY,
-        "--steps",
-        4,
-        "--checkpoint-every",
-        2,
-        "--seed",
-        3,
-        "--output",
-        trained,
-        "--resume",
-    ]
-    tsjt(*same)
-    after = torch.load(trained / "last.pt", weights_only=True)["model"]
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert "error: resume:" in tsjt(*same, "--lr", "0.5", code=2)
+def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt, trained, tmp_path, monkeypatch):
+    train_step, steps = trainer._Run.train_step, []
+
+    def interrupted(run):
+        steps.append(run.step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        train_step(run)
+
+    monkeypatch.setattr(trainer._Run, "train_step", interrupted)
+    assert "stopped" in tsjt(*TRAIN, tmp_path / "r", code=130)
+    assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["step"] == 2
+    monkeypatch.undo()
+    assert "holds a run already" in tsjt(*TRAIN, tmp_path / "r", code=2)
+    assert "error: resume:" in tsjt(*TRAIN, tmp_path / "r", "--resume", "--lr", "0.5", code=2)
+    tsjt(*TRAIN, tmp_path / "r", "--resume")
+    whole, resumed = (torch.load(path / "last.pt", weights_only=True)["model"] for path in (trained, tmp_path / "r"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_target_only_needs_no_source(tsjt, tmp_path):
+    path = load_city("demo/riverton").select("speed").between(0, 900).save(tmp_path / "mine.npz")
+    tsjt("train", "--target", path, *TINY, "--strategy", "target_only", "--steps", 1, "--output", tmp_path / "r")
+    assert "name the sources" in tsjt("train", "--target", path, *TINY, "--output", tmp_path / "s", code=2)
 
 
 def test_forecast_writes_the_next_steps_in_original_units_by_node_id(tsjt, trained, tmp_path):
@@ -136,6 +129,12 @@ def test_forecast_writes_the_next_steps_in_original_units_by_node_id(tsjt, train
     assert (found.iloc[0] - last).abs().median() < 5
 
 
+def fog(table):
+    table = table.astype(object)
+    table.iloc[4, 1] = "fog"
+    return table
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -143,11 +142,14 @@ def test_forecast_writes_the_next_steps_in_original_units_by_node_id(tsjt, train
         (lambda t: t.drop(columns=t.columns[0]), "there is no column for node"),
         (lambda t: t.assign(stranger=1.0), "column 'stranger' is no node"),
         (lambda t: t.drop(index=t.index[5]).set_index(t.index[:-1].delete(5).append(t.index[-1:])), "interval is"),
-        (
-            lambda t: t.astype(object).mask(t.index.to_numpy()[:, None] == t.index[4], "fog"),
-            "found 'fog', expected a num",
-        ),
+        (fog, "found 'fog', expected a number"),
         (lambda t: t.reset_index(drop=True).rename(index="row {}".format), "first column must hold times"),
+        (
+            lambda t: t.reset_index(drop=True),
+            "first column must hold times such as 2024-03-04 08:05 (found the number 0)",
+        ),
+        (lambda t: t.tz_localize("UTC"), "the model knows local time"),
+        (lambda t: t * np.nan, "nothing was observed in the last 12 rows"),
     ],
 )
 def test_readings_that_do_not_fit_end_in_one_error_and_no_file(tsjt, trained, tmp_path, spoil, message):
@@ -164,12 +166,22 @@ def test_readings_that_do_not_fit_end_in_one_error_and_no_file(tsjt, trained, tm
     assert {path.name for path in tmp_path.iterdir()} == {"a.csv"}
 
 
+def test_a_folder_is_no_place_for_a_forecast(tsjt, trained, tmp_path):
+    city = load_city("demo/riverton").select("speed")
+    table = pd.DataFrame(city.readings[600:612, :, 0].numpy(), index=city.time[600:612], columns=city.node_ids)
+    table.to_csv(tmp_path / "a.csv")
+    text = tsjt("forecast", "--checkpoint", trained, "--readings", tmp_path / "a.csv", "--output", tmp_path, code=2)
+    assert f"{tmp_path}: this is a folder" in text
+
+
 def test_a_damaged_checkpoint_or_a_missing_file_ends_in_one_error(tsjt, trained, tmp_path):
     (tmp_path / "best.pt").write_bytes((trained / "best.pt").read_bytes()[:1000])
     rest = ["--readings", tmp_path / "none.csv", "--output", tmp_path / "f.csv"]
     assert "not a checkpoint, or a damaged one" in tsjt("forecast", "--checkpoint", tmp_path, *rest, code=2)
     assert "there is no file" in tsjt("forecast", "--checkpoint", tmp_path / "nowhere", *rest, code=2)
     assert "readings: there is no file" in tsjt("forecast", "--checkpoint", trained, *rest, code=2)
+    torch.save({"format": FORMAT, "model": {}}, tmp_path / "bare.pt")
+    assert "does not hold the model's settings" in tsjt("forecast", "--checkpoint", tmp_path / "bare.pt", *rest, code=2)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     assert "expected a checkpoint of format" in tsjt("forecast", "--checkpoint", tmp_path / "other.pt", *rest, code=2)
 
@@ -197,6 +209,8 @@ def test_compare_prints_and_writes_the_table(tsjt, tmp_path):
         ([*TARGET, "--history", "5000"], "shorten history or horizon"),
         ([*TARGET, "--cell", "LSTM"], "cell: expected one of GConvGRU"),
         ([*TARGET, "--strategies", "magic"], "strategy: expected one of target_only"),
+        ([*TARGET, "--validation-days", "inf"], "validation_days: expected a number of days, found inf"),
+        ([*TARGET, "--device", "meta"], "device: 'meta' cannot be used here (expected cpu, cuda or mps)"),
         ([*TARGET, "--device", "toaster"], "device: 'toaster' cannot be used here"),
     ],
 )
@@ -205,6 +219,24 @@ def test_bad_arguments_end_in_one_error_and_no_folder(tsjt, tmp_path, arguments,
     assert message in text
     assert "Traceback" not in text
     assert not (tmp_path / "c").exists()
+
+
+def test_doctor_names_a_package_that_is_missing(tsjt, monkeypatch):
+    from tsjt_pyg import environment
+
+    monkeypatch.setattr(environment, "_PACKAGES", ("torch", "no-such-package"))
+    assert "no-such-package not installed pip install no-such-package" in tsjt("doctor", code=1)
+
+
+@pytest.mark.parametrize(
+    "content", ["from torch_geometric.typing import SparseTensor", "raise OSError('another torch')"]
+)
+def test_any_torch_sparse_that_lies_about_is_no_obstacle(tmp_path, content):
+    (tmp_path / "torch_sparse.py").write_text(content)
+    program = "import tsjt_pyg; from torch_geometric_temporal.nn.recurrent import GConvGRU, EvolveGCNO"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
 
 
 def test_without_pyg_temporal_the_package_imports_and_says_how_to_install_it(tmp_path):

@@ -89,9 +89,10 @@ def test_no_leak_the_test_period_changes_errors_only(task, comparison):
 
 def test_the_digest_would_notice_one_visible_reading(task, comparison):
     target, sources = task
-    readings = target.readings.clone()
-    readings[20] += 1.0
-    other = compare(replace(target, readings=readings), sources, strategies=["target_only"], **SETTINGS)
+    # Two steps change places: mean and std, so the scaler, stay as they are, and only the parameters can tell.
+    readings, mask = target.readings.clone(), target.mask.clone()
+    readings[[20, 30]], mask[[20, 30]] = readings[[30, 20]], mask[[30, 20]]
+    other = compare(replace(target, readings=readings, mask=mask), sources, strategies=["target_only"], **SETTINGS)
     assert other.runs("target_only")[0].digest != comparison.runs("target_only")[0].digest
 
 
@@ -135,6 +136,9 @@ def test_a_failed_comparison_writes_nothing(task, tmp_path):
         ({"visible_days": 1}, "visible days: target has 1.00 visible days .* show more days"),
         ({"visible_days": 5.9}, r"history \+ horizon: target has .* steps here"),
         ({"seeds": 0}, "seeds: expected at least one"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"sources": []}, "learns from source cities, found none"),
+        ({"output": __file__}, "output: .* is not a folder"),
         ({"jobs": 0}, "jobs and threads: expected at least 1"),
         ({"strategies": ["nonsense"]}, "strategy: expected one of"),
         ({"model": replace(CONFIG, history=60)}, r"history \+ horizon"),
@@ -143,7 +147,12 @@ def test_a_failed_comparison_writes_nothing(task, tmp_path):
 )
 def test_what_cannot_work_is_said_before_any_training(task, change, message):
     with pytest.raises(ValueError, match=message):
-        compare(*task, **{**SETTINGS, "steps": 10**6, **change})
+        compare(**{"target": task[0], "sources": task[1], **SETTINGS, "steps": 10**6, **change})
+
+
+def test_the_target_cannot_be_its_own_source_under_another_name(task):
+    with pytest.raises(ValueError, match="sources: twin is the target itself, test period included"):
+        compare(task[0], [replace(task[0], name="twin")], **SETTINGS)
 
 
 def record(name, seed, mae):

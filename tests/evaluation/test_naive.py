@@ -61,7 +61,7 @@ def test_linear_is_a_ridge_a_node_on_the_history_relative_to_the_last_reading(co
 
 
 def test_linear_chooses_its_penalty_on_the_validation_day(commuters, monkeypatch):
-    visible, _ = commuters(missing=0.1).few_shot(3)
+    visible, _ = commuters(missing=0.0).few_shot(3)
     used = []
     original = Ridge.fit
 
@@ -74,6 +74,28 @@ def test_linear_chooses_its_penalty_on_the_validation_day(commuters, monkeypatch
     assert used[-1][0] == 1e-3  # so large a penalty is the last value, which the daily wave beats
     assert used[-1][1] == visible.num_steps - 9 + 1
     assert {length for _, length in used[: -visible.num_nodes]} == {48 - 9 + 1}
+
+
+def test_linear_learns_each_step_from_the_windows_in_which_it_was_observed(commuters):
+    visible, test = commuters(missing=0.0).few_shot(3)
+    mask = visible.mask.clone()
+    mask[30:40, 2] = False
+    forecast = fit_linear(replace(visible, mask=mask, readings=visible.readings * mask), 6, 3, alphas=(10.0,))
+    spoiled = replace(visible, mask=mask, readings=visible.readings.masked_fill(~mask, 1e6))
+    batch = all_windows(test)
+    found = forecast(batch, test)
+    assert torch.equal(found, fit_linear(spoiled, 6, 3, alphas=(10.0,))(batch, test))
+    train = all_windows(replace(visible, mask=mask))
+    scale = float(visible.readings[mask].double().std())
+    x, y, seen = (part[:, :, 2, 0].numpy() for part in (train.x, train.y, train.y_mask))
+    known = train.x_mask[:, :, 2, 0].numpy()
+    last = last_value(train.x, train.x_mask, node_means(replace(visible, mask=mask)))[:, 2].numpy()
+    ridge = Ridge(alpha=10.0).fit(
+        (np.where(known, x - last, 0) / scale)[seen[:, 1]], ((y - last) / scale)[seen[:, 1], 1]
+    )
+    new = batch.x[:, :, 2, 0].numpy()
+    expected = new[:, -1] + scale * ridge.predict((new - new[:, -1:]) / scale)
+    np.testing.assert_allclose(found[:, 1, 2, 0].numpy(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("fit", [fit_last_value, fit_historical_average, lambda city: fit_linear(city, 6, 3)])

@@ -110,6 +110,34 @@ def test_resuming_another_run_says_what_differs(task, tmp_path):
         fit(new_model(), visible.between(1, 72), sources, "pooled", output=tmp_path, resume=True, **SETTINGS)
 
 
+def test_a_folder_with_a_run_is_not_overwritten(task, tmp_path):
+    visible, _, sources = task
+    fit(new_model(), visible, sources, "pooled", output=tmp_path, **SETTINGS)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run already; resume=True"):
+        fit(new_model(), visible, sources, "tsjt", output=tmp_path, **SETTINGS)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_filter_may_follow_a_pretraining(task):
+    visible, _, sources = task
+    strategy = Strategy("both", pretrain_share=0.5, skewed=True)
+    result = fit(new_model(), visible, sources, strategy, **SETTINGS)
+    assert [entry["target_loss"] is None for entry in result.log] == [True, True, True, False, False]
+    assert result.stats["steps"] == 12
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(task):
+    visible, _, _ = task
+    assert fit(new_model().eval(), visible, [], "target_only", **SETTINGS).model.training
+
+
+def test_all_strategies_choose_from_the_same_checkpoints(task):
+    visible, _, sources = task
+    logs = [fit(new_model(), visible, sources, name, **SETTINGS).log for name in STRATEGIES]
+    assert {tuple(entry["step"] for entry in log) for log in logs} == {(0, 3, 6, 9, 12)}
+
+
 def test_the_folder_holds_what_the_documentation_says(task, tmp_path):
     visible, _, sources = task
     model = new_model()
@@ -167,12 +195,13 @@ def test_pooling_with_a_tiny_source_weight_is_nearly_target_only(task):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-def test_a_target_day_without_readings_is_an_error_that_says_so(task):
+def test_a_target_day_without_readings_is_an_error_that_says_so_and_leaves_nothing(task, tmp_path):
     visible, _, _ = task
     mask = visible.mask.clone()
     mask[48:] = False
     with pytest.raises(ValueError, match="no observed reading on its validation day"):
-        fit(new_model(), replace(visible, mask=mask), [], "target_only", **SETTINGS)
+        fit(new_model(), replace(visible, mask=mask), [], "target_only", output=tmp_path / "run", **SETTINGS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(task, tmp_path):
@@ -204,6 +233,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         ({"lr": 0.0}, "lr: expected a positive"),
         ({"evaluations": 0}, "evaluations: expected at least 1"),
         ({"validation_days": 3}, "none is left to learn from; show more days"),
+        ({"validation_days": math.nan}, "validation_days: expected a number of days, found nan"),
+        ({"config": {"key": object()}}, "config: expected plain numbers and strings"),
         ({"sources": ()}, "strategy 'tsjt' learns from source cities, found none"),
     ],
 )
@@ -229,3 +260,20 @@ def test_progress_counts_every_step(task):
     seen = []
     fit(new_model(), visible, [], "target_only", progress=lambda done, total: seen.append((done, total)), **SETTINGS)
     assert seen == [(step, 12) for step in range(1, 13)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["tsjt", "pooled"])
+def test_on_a_gpu_a_run_trains_and_resumes(task, strategy, tmp_path):
+    visible, _, sources = task
+    settings = {**SETTINGS, "output": tmp_path, "checkpoint_every": 5}
+
+    def stop(done, total):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(new_model().cuda(), visible, sources, strategy, progress=stop, **settings)
+    result = fit(new_model().cuda(), visible, sources, strategy, resume=True, **settings)
+    assert next(result.model.parameters()).is_cuda
+    assert math.isfinite(result.validation_loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -65,4 +66,5 @@ def _resampled(source: City, target: City) -> City:
         )
     reduce: Literal["sum", "mean"] = "sum" if source.units[0] in _COUNTS else "mean"
     logger.info("%s: %s of its readings over %s, the target's interval", source.name, reduce, target.interval)
-    return source.resample(target.interval, reduce)
+    found = source.resample(target.interval, reduce)
+    return replace(found, units=target.units) if reduce == "sum" else found  # "a 5 min" became "an hour"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..training.losses import masked_mae
+from ..training.losses import check_shapes, masked_mae
 
 
 def masked_rmse(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -20,19 +20,21 @@ def masked_rmse(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tens
         y: The same shape.
         mask: bool, the same shape, ``True`` = observed; default: all.
     """
+    check_shapes(forecast, y, mask)
     observed = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
     error = (forecast - y.masked_fill(~observed, 0.0)).masked_fill(~observed, 0.0)
     return (error.square().sum() / observed.sum().clamp(min=1)).sqrt()
 
 
 def masked_mape(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Mean absolute percentage error, in percent, over the observed entries with :math:`y_i \neq 0`.
+    r"""Mean absolute percentage error, in percent, over the observed entries with :math:`y_i \neq 0` (0 if none is).
 
     Args:
         forecast: Any shape.
         y: The same shape.
         mask: bool, the same shape, ``True`` = observed; default: all.
     """
+    check_shapes(forecast, y, mask)
     observed = y != 0 if mask is None else mask & (y != 0)
     share = ((forecast - y).abs() / y.abs().masked_fill(~observed, 1.0)).masked_fill(~observed, 0.0)
     return 100.0 * share.sum() / observed.sum().clamp(min=1)

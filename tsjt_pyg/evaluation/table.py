@@ -222,7 +222,7 @@ class Comparison:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = {
-            "comparison.json": json.dumps(self.to_dict(), indent=1) + "\n",
+            "comparison.json": json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n",
             "comparison.csv": self.to_frame().to_csv(index=False),
         }
         for name, text in texts.items():
@@ -235,4 +235,4 @@ def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
 
 
 def _ahead(minutes: float) -> str:
-    return f"{minutes / 60:g} h" if minutes >= 60 and minutes % 60 == 0 and minutes > 60 else f"{minutes:g} min"
+    return f"{minutes / 60:g} h" if minutes > 60 and minutes % 60 == 0 else f"{minutes:g} min"

@@ -247,6 +247,9 @@ class TargetSkewedOptimizer(Optimizer):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         self.base.load_state_dict(state_dict)
+        group = self.param_groups[0]
+        if _RECORD in group and group["params"]:  # torch moves the state to the parameters' device, but not the groups
+            group[_RECORD] = group[_RECORD].to(group["params"][0].device)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..data import City, StandardScaler
+from ..data import City
 from ..data.atomic import atomic_path
 
 FORMAT = "tsjt_pyg.checkpoint/1"
@@ -69,11 +69,6 @@ def load_checkpoint(path: str | Path, *, prefer: str = BEST) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{file}: expected a checkpoint of format {FORMAT}, found {found}")
     return content
-
-
-def load_scaler(content: Mapping[str, Any]) -> StandardScaler:
-    """The scaler of a checkpoint."""
-    return StandardScaler.from_state_dict(content["scaler"])
 
 
 def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:

@@ -16,10 +16,15 @@ def masked_mae(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tenso
         y: The same shape.
         mask: bool, the same shape, ``True`` = observed; default: all.
     """
-    if forecast.shape != y.shape or (mask is not None and mask.shape != y.shape):
-        shapes = [[*forecast.shape], [*y.shape], None if mask is None else [*mask.shape]]
-        raise ValueError(f"forecast, y and mask: expected one shape, found {shapes[0]}, {shapes[1]} and {shapes[2]}")
+    check_shapes(forecast, y, mask)
     if mask is None:
         return (forecast - y).abs().mean()
     error = (forecast - y.masked_fill(~mask, 0.0)).abs()
     return error.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def check_shapes(forecast: Tensor, y: Tensor, mask: Tensor | None) -> None:
+    """Raises a ValueError where shapes differ: broadcasting them would give a plausible, wrong number."""
+    if forecast.shape != y.shape or (mask is not None and mask.shape != y.shape):
+        shapes = [[*forecast.shape], [*y.shape], None if mask is None else [*mask.shape]]
+        raise ValueError(f"forecast, y and mask: expected one shape, found {shapes[0]}, {shapes[1]} and {shapes[2]}")

@@ -12,7 +12,7 @@ import torch
 from ..data import City, StandardScaler
 from ..data.clean import clean_readings
 from ..nn import Forecaster
-from .checkpoint import load_checkpoint, load_scaler
+from .checkpoint import load_checkpoint
 from .forecasting import forecast_windows
 from .model_config import ModelConfig
 
@@ -44,7 +44,7 @@ class SavedModel:
             ValueError: If it is damaged, holds no model settings, or forecasts more than one channel.
         """
         content = load_checkpoint(path)
-        settings = content["config"].get("model")
+        settings = content.get("config", {}).get("model")
         if not isinstance(settings, dict) or set(settings) != {f.name for f in fields(ModelConfig)}:
             raise ValueError(f"{path}: it does not hold the model's settings, so the model cannot be built from it")
         config = ModelConfig(**settings)
@@ -55,7 +55,7 @@ class SavedModel:
         city = content["city"]
         return cls(
             model=model.eval(),
-            scaler=load_scaler(content),
+            scaler=StandardScaler.from_state_dict(content["scaler"]),
             city_name=city["name"],
             node_ids=city["node_ids"],
             unit=city["units"][0],
@@ -95,6 +95,11 @@ class SavedModel:
             raise ValueError(f"readings: the model reads {history} steps, found {len(table)} rows")
         if not isinstance(table.index, pd.DatetimeIndex):
             raise ValueError(f"readings: the first column must hold the time of each row, found {table.index[0]!r}")
+        if table.index.tz is not None:
+            raise ValueError(
+                f"readings: the times are in {table.index.tz}; the model knows local time, so convert them and drop "
+                "the zone (index.tz_convert(zone).tz_localize(None))"
+            )
         table = table.iloc[-history:]
         gaps = table.index[1:] - table.index[:-1]
         wrong = np.flatnonzero(np.asarray(gaps != self.interval))
@@ -106,6 +111,8 @@ class SavedModel:
             )
         values = table[self.node_ids].apply(pd.to_numeric).to_numpy(dtype=np.float32)
         # The horizon is unknown: empty rows stand for it, so that the city has exactly one window.
+        if np.isnan(values).all():
+            raise ValueError(f"readings: nothing was observed in the last {history} rows, so there is nothing to go by")
         clean = clean_readings(np.concatenate([values, np.full((horizon, values.shape[1]), np.nan, np.float32)]))
         city = City(
             name=self.city_name,
