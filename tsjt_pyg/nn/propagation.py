@@ -41,9 +41,7 @@ class Propagation:
     def _csr(self, index: Tensor) -> Tensor:
         size = (self.num_nodes, self.num_nodes)
         matrix = torch.sparse_coo_tensor(index, self.weight, size, check_invariants=False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return matrix.coalesce().to_sparse_csr()
+        return matrix.coalesce().to_sparse_csr()
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[N, ...] -> [N, ...]``."""
