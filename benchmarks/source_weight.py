@@ -23,9 +23,8 @@ from tsjt_pyg.training import ModelConfig, Strategy
 TASKS = {
     "speed-la": ("los_loop", ["pems04", "pems08"], "speed", 12),
     "taxi-dc": ("jonas_dc", ["jonas_nyc"], "taxi_demand", 6),
-    "bike-dc": ("jonas_dc", ["jonas_nyc"], "bike_demand", 6),
 }
-WEIGHTS = (1.0, 0.3, 0.1)
+WEIGHTS = (1.0, 0.3)
 
 
 def strategies() -> list[Strategy]:
