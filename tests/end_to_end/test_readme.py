@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tsjt_pyg.cli import app
 from tsjt_pyg.evaluation import Comparison
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,3 +37,12 @@ def test_the_readmes_tables_are_the_measured_ones(folder, table):
 def test_links_and_pictures_of_the_readme_exist():
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("line", re.findall(r"^tsjt (?!demo$).*", README, flags=re.MULTILINE))
+def test_the_readmes_commands_exist_with_their_options(line):
+    command, *rest = line.split("#")[0].split()[1:]
+    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert f"tsjt {command}" in text or f"{command} [OPTIONS]" in text
+    for option in [word for word in rest if word.startswith("--")]:
+        assert option in text
