@@ -34,10 +34,11 @@ def test_the_first_channel_of_the_target_that_every_source_has_is_taken(saved):
     ("unit", "reduce"), [("trips", "sum"), ("veh/5min", "sum"), ("mph", "mean"), ("fraction", "mean")]
 )
 def test_finer_sources_are_summed_if_they_count_and_averaged_if_they_do_not(saved, unit, reduce):
-    target = saved("target", ["c"], [unit], "60min")
-    source = saved("source", ["c"], [unit], "30min")
-    found = load_task(target, [source]).sources[0]
-    whole = City.load(source).readings.reshape(24, 2, 3, 1)
+    target = saved("target", ["c", "other"], [unit, ""], "60min")
+    source = saved("source", ["c", "other"], [unit, ""], "30min")
+    found = load_task(target, [source], channel="c").sources[0]
+    assert found.units == (unit,)
+    whole = City.load(source).readings[..., :1].reshape(24, 2, 3, 1)
     expected = whole.sum(dim=1) if reduce == "sum" else whole.mean(dim=1)
     assert found.interval == City.load(target).interval
     np.testing.assert_allclose(found.readings, expected, rtol=1e-6)
@@ -60,3 +61,10 @@ def test_cities_that_share_no_channel_are_refused_with_what_each_has(saved):
 def test_a_city_without_a_group_needs_its_sources_named(saved):
     with pytest.raises(ValueError, match="name the sources"):
         default_sources(saved("target", ["a"], ["mph"], "5min"))
+
+
+def test_taxi_trips_of_new_york_are_summed_to_washingtons_hours(cities_root):
+    task = load_task("jonas_dc", ["jonas_nyc"], cities_root, "taxi_demand")
+    assert task.sources[0].interval == task.target.interval
+    assert task.sources[0].num_steps == 2400
+    assert task.sources[0].units == task.target.units == ("trips",)

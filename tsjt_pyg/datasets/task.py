@@ -53,7 +53,8 @@ def load_task(
             have = "; ".join(f"{other.name}: {', '.join(other.channels)}" for other in (city, *others))
             raise ValueError(f"channel: target and sources have no channel in common ({have})")
         channel = shared[0]
-    return Task(city.select(channel), [_resampled(other.select(channel), city) for other in others])
+    selected = city.select(channel)
+    return Task(selected, [_resampled(other.select(channel), selected) for other in others])
 
 
 def _resampled(source: City, target: City) -> City:
