@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tsjt_pyg.optim import combine, filters, gramian, paper_weights, projection_coefficient, skew
+from tsjt_pyg.optim import combine, gramian, paper_weights, projection_coefficient, skew
+from tsjt_pyg.optim.filters import grouping
 
 
 def random(*shapes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -25,7 +26,7 @@ def test_gramian_holds_the_three_inner_products() -> None:
 def test_buckets_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     s, t = random((3, 2), (5,), (4,)), random((3, 2), (5,), (4,), seed=1)
     whole = skew(s, t, 0.7, 0.3)
-    monkeypatch.setattr(filters, "_CPU_BUCKET_ELEMENTS", 6)
+    monkeypatch.setattr(grouping, "_CPU_BUCKET_ELEMENTS", 6)
     split = skew(s, t, 0.7, 0.3)
     torch.testing.assert_close(split[0], whole[0])
     torch.testing.assert_close(split[1], whole[1])
@@ -140,7 +141,7 @@ def test_the_steps_of_the_filter_compose() -> None:
     gram = gramian(s, t)
     pair = paper_weights(gram, 0.7, 0.3)
     assert pair.tolist() == [pytest.approx(0.7), pytest.approx(0.3 + 0.7 * float(projection_coefficient(gram)))]
-    assert all(torch.equal(a, b) for a, b in zip(combine(s, t, pair), skew(s, t, 0.7, 0.3)[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(combine(pair, s, t), skew(s, t, 0.7, 0.3)[0], strict=True))
 
 
 def test_inputs_are_left_alone_and_nothing_branches_on_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +159,6 @@ def test_inputs_are_left_alone_and_nothing_branches_on_a_tensor(monkeypatch: pyt
 
 
 def test_lists_of_different_length_are_refused() -> None:
-    for call in (gramian, lambda s, t: combine(s, t, torch.ones(2)), lambda s, t: skew(s, t, 1.0, 1.0)):
+    for call in (gramian, lambda s, t: combine(torch.ones(2), s, t), lambda s, t: skew(s, t, 1.0, 1.0)):
         with pytest.raises(ValueError, match="have 1 and 2 entries"):
             call(random((2,)), random((2,), (2,)))

@@ -279,17 +279,21 @@ def test_sparse_gradients_stay_sparse() -> None:
     assert changed.tolist() == [True, True, True, False, False, False]
 
 
-def test_gradients_gathered_for_a_step_are_freed_by_it(model: nn.Module) -> None:
+def test_one_copy_of_the_gradients_beyond_grad_until_the_step(model: nn.Module) -> None:
     optimizer = TargetSkewedOptimizer(model.parameters(), Adam)
+    first = next(model.parameters())
     with optimizer.source():
         losses(model, 0)[0].backward()
-    source = weakref.ref(next(model.parameters()).grad)
+    source = weakref.ref(first.grad)
     with optimizer.target():
-        gc.collect()
-        assert source() is None  # a copy took its place
         losses(model, 0)[1].backward()
-        target = weakref.ref(next(model.parameters()).grad)
-    assert target() is not None  # for further blocks
+        target = weakref.ref(first.grad)
+    gc.collect()
+    assert source() is not None  # for further blocks
+    assert first.grad is target()  # overwritten by the filtered gradient
     optimizer.step()
+    gc.collect()
+    assert source() is None
+    optimizer.zero_grad()
     gc.collect()
     assert target() is None

@@ -173,4 +173,4 @@ def test_setstate_accepts_what_a_plain_optimizer_hands_on(model: nn.Module) -> N
     state, groups = copy.copy(optimizer.state), optimizer.param_groups
     optimizer.__setstate__({"state": state, "param_groups": groups})
     assert optimizer.base.state is state
-    assert torch.is_tensor(optimizer.state_dict()["param_groups"][0]["skew_record"])
+    assert torch.is_tensor(optimizer.state_dict()["param_groups"][0]["skew_counts"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
@@ -58,11 +59,33 @@ def _tensors(params: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def step_base(base: Optimizer) -> None:
-    """Step without the base's hooks, which would fire a second time, the global ones among them."""
+def skips_on_device(base: Optimizer, grads: Sequence[Tensor]) -> bool:
+    """Whether the base leaves a step out if a tensor on the device says so; fused ones do, for scalers."""
+    return (
+        getattr(base, "_step_supports_amp_scaling", False)
+        and len(grads) > 0
+        and all(g.device.type != "cpu" and g.layout is torch.strided for g in grads)
+    )
+
+
+def step_base(base: Optimizer, found_inf: Tensor | None = None) -> None:
+    """Step without the base's hooks, which would fire a second time, the global ones among them.
+
+    Args:
+        base: the optimizer.
+        found_inf: 1 if the base has to leave the step out; only for bases that :func:`skips_on_device` names.
+    """
     step: Callable[[Optimizer], Any] = type(base).step
     if getattr(step, "hooked", False):
         step = step.__wrapped__  # type: ignore[attr-defined]
     # A scheduler made for the base before it was wrapped looks for this mark, which its own wrapper of step() sets.
     base._opt_called = True  # type: ignore[attr-defined]
-    step(base)
+    if found_inf is None:
+        step(base)
+        return
+    # The two attributes by which a GradScaler tells them.
+    base.found_inf, base.grad_scale = found_inf, None  # type: ignore[attr-defined]
+    try:
+        step(base)
+    finally:
+        del base.found_inf, base.grad_scale  # type: ignore[attr-defined]

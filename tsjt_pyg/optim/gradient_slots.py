@@ -1,55 +1,87 @@
-"""Keeps the source and the target gradient apart while autograd knows only one ``.grad`` a parameter."""
+"""Keeps the gradients of several cities apart while autograd knows only one ``.grad`` a parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-Filter = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], tuple[list[Tensor | None], Tensor | None]]
+from tsjt_pyg.optim.skew_filter import Filtered, Gradient
+
+
+class Kind(NamedTuple):
+    """Whose gradient a block gathers."""
+
+    role: str  # "source", "target" or "held_out"
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.role}({'' if self.name is None else repr(self.name)})"
+
+
+TARGET = Kind("target")
+HELD_OUT = Kind("held_out")
+
+#: Called with all gradients of the round and whether the target's may be overwritten; None where there is nothing to
+#: filter yet.
+Filter = Callable[[Mapping[Kind, Gradient], bool], Filtered | None]
 
 
 class GradientSlots:
     """The gradients of one round, that is, from one ``zero_grad()`` or ``step()`` to the next.
 
     Inside a block, ``.grad`` holds what the blocks of that kind have gathered so far, so that autograd (and the reducer
-    of DDP) add to it; outside, it holds one ordinary gradient: the filtered one, or the only one there is. Whatever
+    of DDP) add to it; outside, it holds one ordinary gradient: the filtered one, or the sum of what there is. Whatever
     ``.grad`` held that no block wrote is an *outer* gradient: it is set aside during blocks and added, unfiltered, to
     what the filter returns.
+
+    The filter may write its result over the target's gradient, so that one copy beyond ``.grad`` is enough; a further
+    block then first takes the filter back.
 
     All state lies in this one object and is changed in place, because wrappers of optimizers copy references to
     attributes.
 
     Args:
-        filter_gradients: called with the two lists of gradients whenever one of them has changed.
+        filter_gradients: called whenever a gradient has changed.
     """
 
     def __init__(self, filter_gradients: Filter) -> None:
         self._filter = filter_gradients
-        self._gathered: dict[str, dict[Tensor, Tensor]] = {}
-        self._outer: dict[Tensor, Tensor] = {}
-        # What the last block left in `.grad`, with the counter that tells whether it was changed in place since.
-        self._written: dict[Tensor, tuple[Tensor, int]] = {}
-        self.open_block: str | None = None
-        #: Gramian of this round; None as long as no parameter has both gradients.
-        self.gram: Tensor | None = None
+        #: What the blocks gathered, one entry a parameter.
+        self.gathered: dict[Kind, list[Tensor | None]] = {}
+        self._outer: list[Tensor | None] = []
+        # What the last block left in `.grad`, with the counters that tell whether it was changed in place since.
+        self._written: list[tuple[Tensor | None, int]] = []
+        self.open_block: Kind | None = None
+        #: What the filter made of this round; None as long as there is nothing to filter.
+        self.filtered: Filtered | None = None
+        #: Whether one backward pass of the weighted losses made this round's gradient.
+        self.weighed = False
+        #: Whether the model was looked at for what cannot work.
+        self.checked = False
 
     def clear(self) -> None:
         """Forget the round. ``.grad`` is left as it is."""
-        self._gathered.clear()
+        self.gathered.clear()
         self._outer.clear()
         self._written.clear()
-        self.gram = None
+        self.filtered = None
+        self.weighed = False
+
+    @property
+    def holds_outer(self) -> bool:
+        return bool(self._outer)
 
     @contextmanager
-    def block(self, kind: str, params: Callable[[], list[Tensor]]) -> Iterator[None]:
+    def block(self, kind: Kind, params: Callable[[], list[Tensor]]) -> Iterator[None]:
         """Gather what backward passes inside the block leave in ``.grad`` as the gradient of one kind."""
         if self.open_block is not None:
             raise RuntimeError(
-                f"{kind}() was entered inside {self.open_block}(), but a gradient belongs to one of the two: leave the "
+                f"{kind} was entered inside {self.open_block}, but a gradient belongs to one of the two: leave the "
                 "first block before entering the next (for losses of one forward: backward(source_loss, target_loss))"
             )
         self.open_block = kind
@@ -67,54 +99,69 @@ class GradientSlots:
             self.open_block = None
 
     @torch.no_grad()
-    def _enter(self, kind: str, params: list[Tensor]) -> None:
-        if self._written_by_others(params):
+    def _enter(self, kind: Kind, params: list[Tensor]) -> None:
+        if self.changed_by_others(params):
             self.clear()
-            self._outer = {p: p.grad.clone() for p in params if p.grad is not None}
+            self._outer = [None if p.grad is None else p.grad.clone() for p in params]
+        elif self.filtered is not None and self.filtered.undo is not None:
+            self.filtered.undo()
+        self.filtered = None
         self._written.clear()
-        mine = self._gathered.get(kind, {})
-        for p in params:
-            p.grad = mine.get(p)
-        # What is out of its slot now may be a view of a bucket (DDP) that the backward pass of this block overwrites.
-        for other, gradients in self._gathered.items():
+        for other, gradients in self.gathered.items():
             if other != kind:
-                for p, g in gradients.items():
-                    gradients[p] = g.clone()
+                # A view belongs to a buffer, such as a bucket of DDP, that the backward pass of this block overwrites.
+                gradients[:] = [g.clone() if g is not None and g._is_view() else g for g in gradients]
+        mine = self.gathered.get(kind, [])
+        for i, p in enumerate(params):
+            g = mine[i] if i < len(mine) else None
+            if p.grad is not g:
+                p.grad = g
 
     @torch.no_grad()
-    def _leave(self, kind: str, params: list[Tensor]) -> None:
-        self._gathered[kind] = {p: p.grad for p in params if p.grad is not None}
-        source, target = self._gathered.get("source", {}), self._gathered.get("target", {})
-        filtered, self.gram = self._filter([source.get(p) for p in params], [target.get(p) for p in params])
+    def _leave(self, kind: Kind, params: list[Tensor]) -> None:
+        self.gathered[kind] = [p.grad for p in params]
+        for gradients in self.gathered.values():  # a parameter group may have been added since
+            gradients += [None] * (len(params) - len(gradients))
+        self.filtered = self._filter(self.gathered, not self._outer)
+        result = _sum_of(self.gathered, len(params)) if self.filtered is None else self.filtered.gradient
         self._written.clear()
-        for p, g in zip(params, filtered, strict=True):
-            outer = self._outer.get(p)
+        for i, (p, g) in enumerate(zip(params, result, strict=True)):
+            outer = self._outer[i] if i < len(self._outer) else None
             if outer is not None:
-                # torch adds a sparse tensor to a dense one, but not the other way round.
-                g = outer if g is None else g + outer if outer.is_sparse else outer + g
-            p.grad = g
-            if g is not None:
-                self._written[p] = (g, g._version)
+                g = outer if g is None else _add(outer, g)
+            if p.grad is not g:
+                p.grad = g
+            self._written.append((g, 0 if g is None else _version(g)))
 
-    def _written_by_others(self, params: list[Tensor]) -> bool:
-        for p in params:
-            written, version = self._written.get(p, (None, 0))
-            if p.grad is not written or (written is not None and written._version != version):
-                return True
-        return False
+    def changed_by_others(self, params: list[Tensor]) -> bool:
+        """Whether ``.grad`` is not as the last block left it."""
+        if len(params) != len(self._written):
+            return any(p.grad is not None for p in params) or bool(self._written)
+        return any(
+            p.grad is not g or (g is not None and _version(g) != version)
+            for p, (g, version) in zip(params, self._written, strict=True)
+        )
 
 
-def share_graph(first: Tensor, second: Tensor) -> bool:
-    """Whether the two backward passes run through a common node (leaves apart, which no pass frees)."""
+def _version(gradient: Tensor) -> int:
+    """Counts changes in place."""
+    if isinstance(gradient, DTensor):  # FSDP adds to the local part behind its back
+        gradient = gradient._local_tensor
+    return gradient._version
 
-    def walk(root: Tensor) -> Iterator[Any]:
-        seen, waiting = set(), [root.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is not None and node not in seen and not node.name().endswith("AccumulateGrad"):
-                seen.add(node)
-                yield node
-                waiting += [following for following, _ in node.next_functions]
 
-    nodes = set(walk(first))
-    return any(node in nodes for node in walk(second))
+def _sum_of(gathered: Mapping[Kind, list[Tensor | None]], count: int) -> list[Tensor | None]:
+    """The ordinary gradient of a round without anything to filter."""
+    result: list[Tensor | None] = [None] * count
+    for kind, gradients in gathered.items():
+        if kind == HELD_OUT:
+            continue
+        for i, g in enumerate(gradients):
+            total = result[i]
+            result[i] = g if total is None else total if g is None else _add(total, g)
+    return result
+
+
+def _add(first: Tensor, second: Tensor) -> Tensor:
+    # torch adds a sparse tensor to a dense one, but not the other way round.
+    return second + first if first.is_sparse else first + second

@@ -18,13 +18,18 @@ def all_finite(grads: Sequence[Tensor]) -> bool:
 def describe_nonfinite(param_groups: list[dict[str, Any]]) -> str:
     """Says which parameters have a gradient with nan or inf."""
     names = [
-        group["param_names"][j] if "param_names" in group else f"parameter {j} of group {i}"
+        name_of(group, i, j)
         for i, group in enumerate(param_groups)
         for j, p in enumerate(group["params"])
         if p.grad is not None and not _is_finite(p.grad)
     ]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"nan or inf in the gradient of {', '.join(names[:3])}{more}"
+
+
+def name_of(group: dict[str, Any], i: int, j: int) -> str:
+    """The name of parameter j of group i."""
+    return str(group["param_names"][j]) if "param_names" in group else f"parameter {j} of group {i}"
 
 
 def _sum_is_finite(grad: Tensor) -> bool:

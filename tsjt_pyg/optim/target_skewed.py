@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from numbers import Real
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -14,25 +13,17 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from tsjt_pyg.optim.base_optimizer import build_base, step_base
-from tsjt_pyg.optim.filters import projection_coefficient, skew
-from tsjt_pyg.optim.gradient_slots import GradientSlots, share_graph
+from tsjt_pyg.optim.base_optimizer import build_base, skips_on_device, step_base
+from tsjt_pyg.optim.ddp import check_ddp
+from tsjt_pyg.optim.filter_arguments import filter_from_arguments
+from tsjt_pyg.optim.gradient_slots import HELD_OUT, TARGET, GradientSlots, Kind
+from tsjt_pyg.optim.loss_graph import graph_of
 from tsjt_pyg.optim.nonfinite import all_finite, describe_nonfinite
+from tsjt_pyg.optim.skew_filter import RECORD, Filtered, Gradient, Round, SkewFilter
+from tsjt_pyg.optim.skew_state import OWN, SkewState
+from tsjt_pyg.optim.stats import stats_of
 
 _logger = logging.getLogger(__name__)
-
-DEFAULT_GAMMA_SOURCE = 1.0
-DEFAULT_GAMMA_TARGET = 1.0
-#: Preset name -> (gamma_source, gamma_target).
-PRESETS = {"paper": (0.001, 0.2)}
-
-# Own state lies in the first parameter group, where every checkpoint library of torch carries it and a plain optimizer
-# ignores it. (A key of `state` that is no parameter breaks torch.distributed.checkpoint; one inside a parameter's state
-# breaks bases that initialise that state when it is empty.) One tensor, changed in place: four counters, then the last
-# step's gramian.
-_RECORD = "skew_record"
-_STEPS, _SKIPPED, _FILTERED, _CONFLICTS, _GRAM = range(5)
-_RECORD_SIZE = _GRAM + 4
 
 
 class TargetSkewedOptimizer(Optimizer):
@@ -61,11 +52,29 @@ class TargetSkewedOptimizer(Optimizer):
     backward pass outside, no ``zero_grad()`` after a step, clipping in between) becomes, as it stands, an ordinary
     gradient: a new round begins, and its filtered gradient is added to the unfiltered ordinary one.
 
-    **Exceptions.** An exception inside a block ends the round: ``.grad`` is None everywhere and both gradients are
+    **Exceptions.** An exception inside a block ends the round: ``.grad`` is None everywhere and all gradients are
     forgotten, as after ``zero_grad()``; parameters and optimizer state are as before.
 
-    **Memory.** One copy of the gradients beyond ``.grad`` during the second backward pass, and a second one from there
-    to ``step()`` (both gradients stay, so that further blocks can be added exactly).
+    **Memory.** One copy of the gradients beyond ``.grad``, from the second block to ``step()``: the filtered gradient
+    is written over the target's, which a further block restores (to rounding errors of the size of the filter's own).
+    Where the target's cannot be had back (``gamma_target=0``, the filter ``"sign"``, a filter of one's own, a ``.grad``
+    from outside) it takes a second copy, with ``normal="ema"`` a third, which is state.
+
+    **Options.** ``filter`` says what happens to a source gradient, given its inner products with the normal :math:`n`:
+
+    ================= ================================================================= ================================
+    ``"project"``     the rule above, one-sided: the component along :math:`n` goes     the paper; A-GEM, 1812.00420
+    ``"gate"``        :math:`g_s` is dropped under conflict                             Du et al., 1812.02224
+    ``"cosine_gate"`` :math:`g_s` is scaled by :math:`\\max(0, \\cos)`                  Du et al., 1812.02224
+    ``"sign"``        elements of :math:`g_s` whose sign differs from the normal's go   Mansilla et al., 2108.01621
+    ``"vaccine"``     the cosine is lifted to its running average                       GradVac, 2010.05874
+    a function        weights of (sources in order of their blocks, target) from        torchjd's weightings and
+                      their gramian; or a torchjd aggregator                            aggregators
+    ================= ================================================================= ================================
+
+    The formulas are in :mod:`tsjt_pyg.optim.filters`. The other options combine with these: ``scope`` (MGCM,
+    2409.15911; GradVac), ``normal`` (Bloop, 2402.02998; held-out data as in Ren et al., 1803.09050), ``balance``
+    (MetaBalance, 2203.06801), ``lag`` and several sources (each filtered by itself, then summed).
 
     Args:
         params: what the base takes: tensors, parameter groups or named parameters. None is allowed if ``base`` is an
@@ -74,12 +83,32 @@ class TargetSkewedOptimizer(Optimizer):
             instance keep firing. Optimizers that evaluate the loss several times a step (LBFGS) are refused: no loss
             has the filtered gradient.
         preset: ``"paper"`` for the paper's constants, 0.001 and 0.2.
-        gamma_source: weight of the source gradient, not negative. None: the preset's, or 1.0.
+        gamma_source: weight of the source gradient, not negative; one for all sources, or a dictionary by their names.
+            None: the preset's, or 1.0.
         gamma_target: weight of the target gradient, not negative. None: the preset's, or 1.0.
+        filter: ``"project"``, ``"gate"``, ``"cosine_gate"``, ``"sign"``, ``"vaccine"``, or a function that maps the
+            gramian ``[m, m]`` of the ``m - 1`` sources and the target to ``m`` weights (a torchjd weighting is one), or
+            a torchjd aggregator. Functions make all weights, so they exclude the other options but ``scope``; what they
+            remember is not in ``state_dict()``.
+        scope: ``"global"`` for one decision over all parameters, ``"tensor"`` for one a parameter tensor, ``"group"``
+            for one a parameter group.
+        normal: what a source gradient must not oppose. ``"batch"``: this round's target gradient. ``"ema"``: its
+            running average :math:`m \leftarrow m + \rho (g_t - m)`, this round's included, kept in the parameters'
+            state; it moves when a step is taken. ``"held_out"``: the gradient made in ``held_out()`` blocks, which
+            every round then needs; it does not join the step but for the correction.
+        balance: relaxation :math:`r` in :math:`g_s \leftarrow g_s (r \|g_t\|/\|g_s\| + 1 - r)`, with running
+            averages of the norms, before the filter; from 0 (off) to 1.
+        max_kappa: largest :math:`\kappa`; a conflict beyond it is removed in part only. None: no cap is needed for
+            bounded steps, because :math:`\kappa\|n\| \le \|g_s\|` always.
+        ema_rate: :math:`\rho`, the weight of the newest value in all running averages (published: Bloop 0.01 to 0.1,
+            GradVac 0.01, MetaBalance 0.1).
+        lag: the weights are refreshed in every ``lag``-th filtered step only. In between the last ones are applied, and
+            ``backward()`` makes one backward pass of the weighted losses where that is the same (``scope="global"``,
+            ``normal="batch"``, not ``"sign"``, the same parameters in all losses).
         on_nonfinite: what ``step()`` does about a nan or inf in ``.grad``: ``"skip"`` leaves parameters and base
             untouched, counts and logs the step; ``"raise"`` raises RuntimeError. None: skip where all gradients are on
-            the CPU, and no check elsewhere, because the check waits for the device. A GradScaler skips such steps
-            itself, before this check.
+            the CPU; elsewhere only fused bases skip, because they can without waiting for the device. A GradScaler
+            skips such steps itself, before this check.
         **base_kwargs: passed to ``base``.
 
     Example:
@@ -102,14 +131,32 @@ class TargetSkewedOptimizer(Optimizer):
         base: Callable[..., Optimizer] | Optimizer = Adam,
         *,
         preset: str | None = None,
-        gamma_source: float | None = None,
+        gamma_source: float | Mapping[str, float] | None = None,
         gamma_target: float | None = None,
+        filter: str | Callable[[Tensor], Tensor] = "project",
+        scope: Literal["global", "tensor", "group"] = "global",
+        normal: Literal["batch", "ema", "held_out"] = "batch",
+        balance: float = 0.0,
+        max_kappa: float | None = None,
+        ema_rate: float = 0.1,
+        lag: int = 1,
         on_nonfinite: Literal["skip", "raise"] | None = None,
         **base_kwargs: Any,
     ) -> None:
         if on_nonfinite not in (None, "skip", "raise"):
             raise ValueError(f"on_nonfinite must be 'skip', 'raise' or None, but is {on_nonfinite!r}")
-        self.gamma_source, self.gamma_target = _resolve_gammas(preset, gamma_source, gamma_target)
+        self.skew_filter = filter_from_arguments(
+            preset,
+            gamma_source,
+            gamma_target,
+            filter,
+            scope=scope,
+            normal=normal,
+            balance=balance,
+            max_kappa=max_kappa,
+            ema_rate=ema_rate,
+            lag=lag,
+        )
         self.on_nonfinite = on_nonfinite
         self.base = build_base(params, base, base_kwargs)
         if isinstance(self.base, TargetSkewedOptimizer):
@@ -124,7 +171,7 @@ class TargetSkewedOptimizer(Optimizer):
         # Creates the other hook tables. Optimizer.__init__ would also replace the base's groups, state and defaults.
         super().__setstate__({})
         self._slots = GradientSlots(self._filter)
-        self._record()
+        self._own = SkewState(self.base, self.skew_filter)
 
     # The base's own objects, also after the base replaced them (load_state_dict does).
     @property
@@ -151,23 +198,62 @@ class TargetSkewedOptimizer(Optimizer):
     def defaults(self, value: dict[str, Any]) -> None:
         self.base.defaults = value
 
-    def source(self) -> AbstractContextManager[None]:
-        """Block whose backward passes make the source gradient. Blocks cannot be nested."""
-        return self._slots.block("source", self._parameters)
+    @property
+    def gamma_source(self) -> float | Mapping[str, float]:
+        return self.skew_filter.gamma_source
+
+    @property
+    def gamma_target(self) -> float:
+        return self.skew_filter.gamma_target
+
+    def __getattr__(self, name: str) -> Any:
+        # Public methods that only some bases have: train() and eval() of schedule-free ones, for example.
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def source(self, name: str | None = None) -> AbstractContextManager[None]:
+        """Block whose backward passes make a source gradient. Blocks cannot be nested.
+
+        Args:
+            name: which source city's, where there are several: each is filtered by itself.
+        """
+        gammas = self.gamma_source
+        if isinstance(gammas, Mapping) and name not in gammas:
+            raise ValueError(f"source({name!r}) has no weight: gamma_source names {sorted(gammas)}")
+        return self._slots.block(Kind("source", name), self._parameters_of_block)
 
     def target(self) -> AbstractContextManager[None]:
         """Block whose backward passes make the target gradient. Blocks cannot be nested."""
-        return self._slots.block("target", self._parameters)
+        return self._slots.block(TARGET, self._parameters_of_block)
 
-    def backward(self, source_loss: Tensor, target_loss: Tensor) -> None:
-        """Both backward passes, each in its block.
+    def held_out(self) -> AbstractContextManager[None]:
+        """Block whose backward passes make the normal of ``normal="held_out"``. Blocks cannot be nested."""
+        if self.skew_filter.normal != "held_out":
+            raise RuntimeError(f"held_out() needs normal='held_out', but normal is {self.skew_filter.normal!r}")
+        return self._slots.block(HELD_OUT, self._parameters_of_block)
 
-        The losses may share a graph (one forward for both cities, or a common subexpression): the graph of the source
-        loss is then kept until the target's pass is through. Separate graphs are freed one after the other.
+    def backward(self, source_loss: Tensor | Mapping[str, Tensor], target_loss: Tensor) -> None:
+        """All backward passes, each in its block; with ``lag``, one of the weighted losses while the weights last.
+
+        The losses may share a graph (one forward for several cities, or a common subexpression): it is then kept until
+        the last pass through it. Separate graphs are freed one after the other.
+
+        Args:
+            source_loss: loss of the source, or of each source by its name.
+            target_loss: loss of the target.
         """
-        shared = share_graph(source_loss, target_loss)
-        with self.source():
-            source_loss.backward(retain_graph=shared)
+        losses: dict[str | None, Tensor] = (
+            {None: source_loss} if isinstance(source_loss, Tensor) else dict(source_loss.items())
+        )
+        graphs = [graph_of(loss) for loss in (*losses.values(), target_loss)]
+        if not self._own.is_due() and self._one_pass_will_do([leaves for _, leaves in graphs]):
+            self._backward_of_weighted(losses, target_loss)
+            return
+        for i, (name, loss) in enumerate(losses.items()):
+            nodes = graphs[i][0]
+            with self.source(name):
+                loss.backward(retain_graph=not all(nodes.isdisjoint(later) for later, _ in graphs[i + 1 :]))
         with self.target():
             target_loss.backward()
 
@@ -178,28 +264,27 @@ class TargetSkewedOptimizer(Optimizer):
             closure: called first, once; may contain ``zero_grad()`` and the blocks. Its result is returned.
         """
         if self._slots.open_block is not None:
-            raise RuntimeError(f"step() was called inside {self._slots.open_block}(): leave the block first")
+            raise RuntimeError(f"step() was called inside {self._slots.open_block}: leave the block first")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        record = self._record()
+        roles = {kind.role for kind in self._slots.gathered}
+        if self.skew_filter.normal == "held_out" and roles == {"source", "target"}:
+            raise RuntimeError("normal='held_out' has no normal yet: step() needs a held_out() block in every round")
         if self._must_skip():
-            record[_SKIPPED] += 1
+            self._own.count_step(skipped=True)
             _logger.warning("step skipped: %s", describe_nonfinite(self.param_groups))
         else:
-            step_base(self.base)
-            record[_STEPS] += 1
-            gram = self._slots.gram
-            if gram is not None:
-                record[_FILTERED] += 1
-                record[_CONFLICTS] += (gram[0, 1] < 0).to(record.device)
-                record[_GRAM:].copy_(gram.view(-1))
+            found_inf = self._found_inf()
+            step_base(self.base, found_inf)
+            self._own.count_step(skipped=False if found_inf is None else found_inf)
+            self._commit(found_inf)
         self._slots.clear()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear ``.grad`` and both gradients of the round."""
+        """Clear ``.grad`` and all gradients of the round."""
         self._slots.clear()
         self.base.zero_grad(set_to_none)
 
@@ -207,33 +292,29 @@ class TargetSkewedOptimizer(Optimizer):
         """Add a parameter group to the base."""
         self.base.add_param_group(param_group)
 
-    def stats(self) -> dict[str, float | int]:
+    def stats(self, per: Literal["source", "scope"] | None = None) -> dict[str, Any]:
         """What the filter did; the only call that waits for the device.
 
+        Args:
+            per: ``"source"`` for one dictionary a source city, ``"scope"`` for one a source city and scope (by the
+                names of the parameters or the ``"name"`` of the groups, where they have any).
+
         Returns:
-            ``steps`` and ``skipped_steps`` (counts); ``conflict_rate``, the share of the filtered steps in which the
-            gradients conflicted; of the last filtered step ``cosine`` of the two gradients, ``source_norm``,
-            ``target_norm`` (under a GradScaler, of the scaled gradients) and ``kappa``. All 0 as long as no step was
+            ``conflict_rate``, the share of the filtered steps in which a source gradient conflicted with the normal
+            (the target gradient, unless ``normal`` says otherwise); of the last filtered step ``cosine`` of the two,
+            ``source_norm`` (after balancing), ``target_norm`` (under a GradScaler, of the scaled gradients) and
+            ``kappa``. Over several scopes, the inner products add up. Without ``per`` also ``steps`` and
+            ``skipped_steps`` (counts), and the others are means over the sources. All 0 as long as no step was
             filtered.
         """
-        record = self._record().cpu()
-        steps, skipped, filtered, conflicts, ss, st, _, tt = record.tolist()
-        norms = math.sqrt(ss) * math.sqrt(tt)
-        return {
-            "cosine": st / norms if norms > 0 else 0.0,
-            "conflict_rate": conflicts / filtered if filtered else 0.0,
-            "source_norm": math.sqrt(ss),
-            "target_norm": math.sqrt(tt),
-            "kappa": float(projection_coefficient(record[_GRAM:].view(2, 2))),
-            "steps": int(steps),
-            "skipped_steps": int(skipped),
-        }
+        own = self._own
+        return stats_of(own.counts, own.records, own.sources, own.scope_names(), per)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state dict; the first parameter group also carries our counters, under one key."""
+        """The base's state dict; the first parameter group also carries our counters, parameters the EMA normal."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        self._record()
+        self._own.make_room()
         state_dict = self.base.state_dict()
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             replaced = post_hook(self, state_dict)
@@ -247,19 +328,12 @@ class TargetSkewedOptimizer(Optimizer):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         self.base.load_state_dict(state_dict)
-        group = self.param_groups[0]
-        if _RECORD in group and group["params"]:  # torch moves the state to the parameters' device, but not the groups
-            group[_RECORD] = group[_RECORD].to(group["params"][0].device)
+        self._own.follow_device()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "base": self.base,
-            "gamma_source": self.gamma_source,
-            "gamma_target": self.gamma_target,
-            "on_nonfinite": self.on_nonfinite,
-        }
+        return {"base": self.base, "skew_filter": self.skew_filter, "on_nonfinite": self.on_nonfinite}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" in state:
@@ -269,38 +343,90 @@ class TargetSkewedOptimizer(Optimizer):
             self.base.__setstate__(state)
 
     def __repr__(self) -> str:
-        lines = [
-            f"{type(self).__name__} (",
-            f"base: {type(self.base).__name__}",
-            f"gamma_source: {self.gamma_source}",
-            f"gamma_target: {self.gamma_target}",
-        ]
+        lines = [f"{type(self).__name__} (", f"base: {type(self.base).__name__}"]
+        plain = SkewFilter()
+        for option in fields(SkewFilter):
+            value = getattr(self.skew_filter, option.name)
+            if option.name.startswith("gamma") or value != getattr(plain, option.name):
+                lines.append(f"{'filter' if option.name == 'rule' else option.name}: {value}")
         for i, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {i}")
-            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key not in ("params", _RECORD)]
+            lines += [
+                f"    {key}: {group[key]}" for key in sorted(group) if key != "params" and not key.startswith(OWN)
+            ]
         return "\n".join([*lines, ")"])
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _filter(
-        self, sources: Sequence[Tensor | None], targets: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor | None], Tensor | None]:
-        return skew(sources, targets, self.gamma_source, self.gamma_target)
+    def _parameters_of_block(self) -> list[Tensor]:
+        params = self._parameters()
+        if not self._slots.checked:
+            check_ddp(params)
+            self._slots.checked = True
+        return params
 
-    def _record(self) -> Tensor:
-        group = self.param_groups[0]
-        if _RECORD not in group:
-            device = group["params"][0].device if group["params"] else "cpu"
-            group[_RECORD] = torch.zeros(_RECORD_SIZE, dtype=torch.float64, device=device)
-        record: Tensor = group[_RECORD]
-        return record
+    def _filter(self, gathered: Mapping[Kind, Gradient], may_overwrite: bool) -> Filtered | None:
+        sources = {kind.name or "source": g for kind, g in gathered.items() if kind.role == "source"}
+        target = gathered.get(TARGET)
+        if not sources or target is None:
+            return None
+        normal: Gradient | None = None
+        if self.skew_filter.normal == "held_out":
+            if HELD_OUT not in gathered:
+                return None
+            normal = gathered[HELD_OUT]
+        elif self.skew_filter.normal == "ema":
+            normal = self._own.normals()
+        self._own.make_room(list(sources))
+        return self.skew_filter(
+            Round(
+                sources=sources,
+                target=target,
+                normal=normal,
+                scopes=self._own.scopes(),
+                records=self._own.records_of(list(sources)),
+                refresh=self._own.is_due(),
+                in_place=may_overwrite and self.skew_filter.may_overwrite_target,
+            )
+        )
+
+    def _commit(self, skipped: Tensor | None) -> None:
+        """Make what the filter found in this round part of the state."""
+        slots, filtered = self._slots, self._slots.filtered
+        if slots.weighed:
+            self._own.grow_older()
+        if filtered is None or filtered.records is None:
+            return
+        self._own.grow_older()
+        sources = [kind.name or "source" for kind in slots.gathered if kind.role == "source"]
+        self._own.keep(sources, filtered.records, skipped)
+        if self.skew_filter.normal == "ema":
+            self._own.move_normals(slots.gathered[TARGET])
+
+    def _one_pass_will_do(self, leaves: Sequence[set[Tensor]]) -> bool:
+        """Whether the weights of the last filtered step, put on the losses, give this step's gradient."""
+        if self._slots.gathered or not self.skew_filter.weighs_losses:
+            return False
+        mine = set(self._parameters())
+        reached = [of_loss & mine for of_loss in leaves]
+        # A parameter of one city keeps its gradient unweighted.
+        return bool(reached[0]) and all(r == reached[0] for r in reached)
+
+    def _backward_of_weighted(self, losses: Mapping[str | None, Tensor], target_loss: Tensor) -> None:
+        names = [name or "source" for name in losses]
+        known = [dict(zip(RECORD, r[0].unbind(), strict=True)) for r in self._own.records_of(names)]
+        weights = self.skew_filter.weights(names, known, len(names) + 1)
+        weighted = [w * loss for w, loss in zip(weights, (*losses.values(), target_loss), strict=True)]
+        torch.stack([w.to(target_loss) for w in weighted]).sum().backward()
+        self._slots.weighed = True
 
     def _must_skip(self) -> bool:
+        """Whether there is a nan or inf that the host has to look for, and found."""
         grads = [p.grad for p in self._parameters() if p.grad is not None]
         if self.on_nonfinite is None and any(g.device.type != "cpu" for g in grads):
             return False
-        if all_finite(grads):
+        if self._bounded(grads) or all_finite(grads):
             return False
         if self.on_nonfinite == "raise":
             raise RuntimeError(
@@ -309,25 +435,24 @@ class TargetSkewedOptimizer(Optimizer):
             )
         return True
 
+    def _bounded(self, grads: Sequence[Tensor]) -> bool:
+        """Whether the inner products tell already that all gradients are finite, so that none has to be read again."""
+        filtered = self._slots.filtered
+        params = self._parameters()
+        if (
+            filtered is None
+            or filtered.bound is None
+            or self._slots.holds_outer
+            or self._slots.changed_by_others(params)
+        ):
+            return False
+        unfiltered = [g for i in filtered.unfiltered if (g := filtered.gradient[i]) is not None]
+        largest = min(torch.finfo(dtype).max for dtype in {g.dtype for g in grads})
+        return bool(filtered.bound < largest) and all_finite(unfiltered)
 
-def _resolve_gammas(preset: str | None, gamma_source: Any, gamma_target: Any) -> tuple[float, float]:
-    defaults = (DEFAULT_GAMMA_SOURCE, DEFAULT_GAMMA_TARGET)
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {sorted(PRESETS)} or None, but is {preset!r}")
-        defaults = PRESETS[preset]
-    resolved = []
-    for name, given, default in zip(
-        ("gamma_source", "gamma_target"), (gamma_source, gamma_target), defaults, strict=True
-    ):
-        if given is not None and (isinstance(given, bool) or not isinstance(given, Real)):
-            raise TypeError(f"{name} must be a number or None, but is {given!r}")
-        value = default if given is None else float(given)
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and not negative, but is {given!r}")
-        if preset is not None and value != default:
-            raise ValueError(
-                f"{name}={given!r} contradicts preset={preset!r}, which sets {default!r}: leave one of them out"
-            )
-        resolved.append(value)
-    return resolved[0], resolved[1]
+    def _found_inf(self) -> Tensor | None:
+        """1 where the base has to leave the step out, on the device; None where the host has looked, or nobody does."""
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        if self.on_nonfinite is not None or self.skew_filter.normal == "ema" or not skips_on_device(self.base, grads):
+            return None
+        return (~torch.stack(torch._foreach_norm(grads)).isfinite().all()).float()
