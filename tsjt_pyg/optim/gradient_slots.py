@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from tsjt_pyg.optim.filters.grouping import locals_of
 from tsjt_pyg.optim.skew_filter import Filtered, Gradient
 
 
@@ -54,8 +56,9 @@ class GradientSlots:
         #: What the blocks gathered, one entry a parameter.
         self.gathered: dict[Kind, list[Tensor | None]] = {}
         self._outer: list[Tensor | None] = []
-        # What the last block left in `.grad`, with the counters that tell whether it was changed in place since.
-        self._written: list[tuple[Tensor | None, int]] = []
+        # What the last block left in `.grad`, and the counters that tell whether it was changed in place since.
+        self._written: list[Tensor | None] = []
+        self._versions: list[int] = []
         self.open_block: Kind | None = None
         #: What the filter made of this round; None as long as there is nothing to filter.
         self.filtered: Filtered | None = None
@@ -98,11 +101,11 @@ class GradientSlots:
         finally:
             self.open_block = None
 
-    @torch.no_grad()
     def _enter(self, kind: Kind, params: list[Tensor]) -> None:
-        if self.changed_by_others(params):
+        grads = [p.grad for p in params]
+        if self._changed(grads):
             self.clear()
-            self._outer = [None if p.grad is None else p.grad.clone() for p in params]
+            self._outer = [None if g is None else g.detach().clone() for g in grads]
         elif self.filtered is not None and self.filtered.undo is not None:
             self.filtered.undo()
         self.filtered = None
@@ -110,48 +113,51 @@ class GradientSlots:
         for other, gradients in self.gathered.items():
             if other != kind:
                 # A view belongs to a buffer, such as a bucket of DDP, that the backward pass of this block overwrites.
-                gradients[:] = [g.clone() if g is not None and g._is_view() else g for g in gradients]
-        mine = self.gathered.get(kind, [])
-        for i, p in enumerate(params):
-            g = mine[i] if i < len(mine) else None
-            if p.grad is not g:
-                p.grad = g
+                gradients[:] = [g.detach().clone() if g is not None and g._is_view() else g for g in gradients]
+        _put(params, grads, self.gathered.get(kind, []))
 
     @torch.no_grad()
     def _leave(self, kind: Kind, params: list[Tensor]) -> None:
-        self.gathered[kind] = [p.grad for p in params]
+        grads = [p.grad for p in params]
+        self.gathered[kind] = list(grads)
         for gradients in self.gathered.values():  # a parameter group may have been added since
             gradients += [None] * (len(params) - len(gradients))
         self.filtered = self._filter(self.gathered, not self._outer)
         result = _sum_of(self.gathered, len(params)) if self.filtered is None else self.filtered.gradient
-        self._written.clear()
-        for i, (p, g) in enumerate(zip(params, result, strict=True)):
-            outer = self._outer[i] if i < len(self._outer) else None
+        for i, outer in enumerate(self._outer):
             if outer is not None:
-                g = outer if g is None else _add(outer, g)
-            if p.grad is not g:
-                p.grad = g
-            self._written.append((g, 0 if g is None else _version(g)))
+                g = result[i]
+                result[i] = outer if g is None else _add(outer, g)
+        _put(params, grads, result)
+        self._written = list(result)
+        self._versions = _versions(result)
 
-    def changed_by_others(self, params: list[Tensor]) -> bool:
+    def changed_by_others(self, params: Iterable[Tensor]) -> bool:
         """Whether ``.grad`` is not as the last block left it."""
-        if len(params) != len(self._written):
-            return any(p.grad is not None for p in params) or bool(self._written)
-        return any(
-            p.grad is not g or (g is not None and _version(g) != version)
-            for p, (g, version) in zip(params, self._written, strict=True)
-        )
+        return self._changed([p.grad for p in params])
+
+    def _changed(self, grads: list[Tensor | None]) -> bool:
+        if len(grads) != len(self._written):
+            return bool(self._written) or any(g is not None for g in grads)
+        return not all(map(operator.is_, grads, self._written)) or _versions(grads) != self._versions
 
 
-def _version(gradient: Tensor) -> int:
-    """Counts changes in place."""
-    if isinstance(gradient, DTensor):  # FSDP adds to the local part behind its back
-        gradient = gradient._local_tensor
-    return gradient._version
+def _put(params: list[Tensor], old: list[Tensor | None], new: list[Tensor | None]) -> None:
+    for p, before, after in itertools.zip_longest(params, old, new):
+        if after is not before:
+            p.grad = after
+
+
+def _versions(gradients: Iterable[Tensor | None]) -> list[int]:
+    """Counts changes in place; of DTensors those of the local part, to which FSDP adds behind its back."""
+    given = [g for g in gradients if g is not None]
+    return [g._version for g in locals_of(given)]
 
 
 def _sum_of(gathered: Mapping[Kind, list[Tensor | None]], count: int) -> list[Tensor | None]:
     """The ordinary gradient of a round without anything to filter."""
+    if len(gathered) == 1 and HELD_OUT not in gathered:
+        return list(*gathered.values())
     result: list[Tensor | None] = [None] * count
     for kind, gradients in gathered.items():
         if kind == HELD_OUT:

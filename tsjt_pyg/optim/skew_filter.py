@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -21,29 +23,19 @@ from tsjt_pyg.optim.filters import (
     vaccine_coefficient,
 )
 from tsjt_pyg.optim.filters.combination import Weight
+from tsjt_pyg.optim.filters.grouping import alike, take
 from tsjt_pyg.optim.filters.matrix import weighting_of
 
 FILTERS = ("project", "gate", "cosine_gate", "sign", "vaccine")
 SCOPES = ("global", "tensor", "group")
 NORMALS = ("batch", "ema", "held_out")
 
-# What is known of every source and scope, in this order: two counters, the inner products of the last filtered step
-# (after balancing), what the rule made of them, and running averages.
-RECORD = (
-    "filtered",
-    "conflicts",
-    "source_square",
-    "dot",
-    "normal_square",
-    "target_square",
-    "kappa",
-    "factor",
-    "source_average",
-    "target_average",
-    "goal",
-)
+# What is known of every source and scope: two counters; of the last filtered step the inner products (after balancing)
+# and kappa; and what only some options need, see SkewFilter.record.
+RECORD = ("filtered", "conflicts", "source_square", "dot", "normal_square", "target_square", "kappa")
 
 Gradient = Sequence[Tensor | None]
+_Fields = dict[str, Tensor]
 
 
 @dataclass
@@ -56,7 +48,7 @@ class Round:
     normal: Gradient | None
     #: For every parameter its scope; None if there is one for all.
     scopes: Sequence[int] | None
-    #: ``[sources, scopes, len(RECORD)]``, in the order of ``sources``.
+    #: ``[sources, scopes, len(SkewFilter.record)]``, in the order of ``sources``.
     records: Tensor
     #: Whether to look at the gradients, or to take the weights of the last time (``lag``).
     refresh: bool = True
@@ -69,10 +61,10 @@ class Filtered:
     """What a filter made of a round."""
 
     gradient: list[Tensor | None]
-    #: The records as they are once the step is taken; None if nothing was filtered.
-    records: Tensor | None = None
-    #: Not below any element of the filtered gradients; not finite if one of the round's gradients is not.
-    bound: Tensor | None = None
+    #: Gives the records as they are once the step is taken; None if nothing was filtered.
+    records: Callable[[], Tensor] | None = None
+    #: Whether the records tell if all filtered gradients are finite.
+    tells_finite: bool = False
     #: Positions of the gradients that passed unfiltered.
     unfiltered: list[int] = field(default_factory=list)
     #: Gives the target gradient back if it was overwritten.
@@ -113,17 +105,20 @@ class SkewFilter:
             return filtered
         vectors = self._vectors(round_, members)
         scopes = None if round_.scopes is None else [round_.scopes[i] for i in members]
-        fields = [dict(zip(RECORD, (r if scopes else r[0]).unbind(-1), strict=True)) for r in round_.records]
-        filtered.records = round_.records
-        gram = None
+        gram, groups = None, alike(vectors)
+        rows = round_.records.unbind() if scopes is not None else [r[0] for r in round_.records.unbind()]
         if round_.refresh:
-            gram = gramian(*vectors, scopes=scopes, num_scopes=round_.records.shape[1]).to(round_.records.device)
-            fields = [self._updated(known, gram, i) for i, known in enumerate(fields)]
-            rows = [torch.stack(list(known.values()), dim=-1) for known in fields]
-            filtered.records = torch.stack(rows).view_as(round_.records)
+            gram = gramian(*vectors, scopes=scopes, num_scopes=round_.records.shape[1], groups=groups)
+            gram = gram.to(round_.records.device)
+            found = [self._decide(row, gram, i) for i, row in enumerate(rows)]
+            filtered.records = cache(partial(self._new_records, round_.records, rows, found))
+        else:
+            found = [dict(zip(self.record, row.unbind(-1), strict=True)) for row in rows]
+            filtered.records = lambda: round_.records
         weighting = None if self.rule in FILTERS else weighting_of(self.rule)
         if self.rule in FILTERS:
-            weights = self.weights(list(round_.sources), fields, len(vectors))
+            weights = self._weights(list(round_.sources), found, len(vectors))
+            filtered.tells_finite = round_.refresh
         elif weighting is not None and gram is not None:
             weights = _weights_of_scopes(weighting, gram)
         else:
@@ -131,15 +126,15 @@ class SkewFilter:
             for i, g in zip(members, aggregated, strict=True):
                 filtered.gradient[i] = g
             return filtered
-        if gram is not None:
-            norms = gram.diagonal(dim1=-2, dim2=-1).sqrt().unbind(-1)
-            filtered.bound = torch.stack([(n * w).abs().sum() for n, w in zip(norms, weights, strict=True)]).sum()
         if self.rule == "sign":
             along = self._normal(vectors, len(round_.sources))
             vectors[: len(round_.sources)] = [agreeing(g, along) for g in vectors[: len(round_.sources)]]
-        result = combine(weights, *vectors, scopes=scopes, in_place=round_.in_place)
-        for i, g in zip(members, result, strict=True):
-            filtered.gradient[i] = g
+        result = combine(weights, *vectors, scopes=scopes, in_place=round_.in_place, groups=groups)
+        if len(members) == len(filtered.gradient):
+            filtered.gradient = list(result)
+        else:
+            for i, g in zip(members, result, strict=True):
+                filtered.gradient[i] = g
         if round_.in_place:
             filtered.undo = _undo(weights, vectors, result, scopes)
         return filtered
@@ -164,67 +159,98 @@ class SkewFilter:
             return {num_sources: 1 - self.ema_rate, -1: self.ema_rate}
         return {num_sources if self.normal == "held_out" else -1: 1.0}
 
-    def _updated(self, known: dict[str, Tensor], gram: Tensor, i: int) -> dict[str, Tensor]:
-        """The record of one source after a look at the inner products."""
-        ss, tt = gram[..., i, i], gram[..., -1, -1]
-        if self.normal == "batch":
-            sn, nn = gram[..., i, -1], tt
-        else:
-            shares = self._shares_of_normal(gram.shape[-1] - 2)
+    def _decide(self, row: Tensor, gram: Tensor, i: int) -> _Fields:
+        """What follows for one source from its record and the inner products; fields that do not change are missing."""
+        more = self.record[len(RECORD) :]
+        known = dict(zip(more, row[..., len(RECORD) :].unbind(-1), strict=True)) if more else {}
+        m = gram.shape[-1]
+        entries = gram.flatten(-2).unbind(-1)
+        ss, sn, tt = entries[i * m + i], entries[i * m + m - 1], entries[-1]
+        nn = tt
+        if self.normal != "batch":
+            shares = self._shares_of_normal(m - 2)
             sn = torch.stack([w * gram[..., i, k] for k, w in shares.items()]).sum(0)
             nn = torch.stack([v * w * gram[..., j, k] for j, v in shares.items() for k, w in shares.items()]).sum(0)
-        factor: Tensor | None = None
-        source_average, target_average, goal = known["source_average"], known["target_average"], known["goal"]
         if self.balance:
-            source_average = source_average.lerp(ss.sqrt(), self.ema_rate)
-            target_average = target_average.lerp(tt.sqrt(), self.ema_rate)
-            factor = balance_factor(source_average, target_average, self.balance)
-            ss, sn = ss * factor.square(), sn * factor
-        pair = torch.stack((ss, sn, sn, nn), dim=-1).unflatten(-1, (2, 2))
-        kappa: Tensor | None = None
+            known["source_average"] = known["source_average"].lerp(ss.sqrt(), self.ema_rate)
+            known["target_average"] = known["target_average"].lerp(tt.sqrt(), self.ema_rate)
+            known["factor"] = balance_factor(known["source_average"], known["target_average"], self.balance)
+            ss, sn = ss * known["factor"].square(), sn * known["factor"]
+        pair = gram if m == 2 and not self.balance else torch.stack((ss, sn, sn, nn), dim=-1).unflatten(-1, (2, 2))
         if self.rule == "project":
-            kappa = projection_coefficient(pair)
+            known["kappa"] = projection_coefficient(pair)
         elif self.rule == "vaccine":
-            kappa, goal = vaccine_coefficient(pair, goal), goal.lerp(cosine(pair), self.ema_rate)
+            known["kappa"] = vaccine_coefficient(pair, known["goal"])
+            known["goal"] = known["goal"].lerp(cosine(pair), self.ema_rate)
         elif self.rule in ("gate", "cosine_gate"):
             gate = binary_gate(pair) if self.rule == "gate" else cosine_gate(pair)
-            factor = gate if factor is None else factor * gate
-        if kappa is None:
-            kappa = torch.zeros_like(ss)
-        elif self.max_kappa is not None:
-            kappa = kappa.clamp(max=self.max_kappa)
-        updated = (
-            known["filtered"] + 1,
-            known["conflicts"] + (sn < 0),
-            ss,
-            sn,
-            nn,
-            tt,
-            kappa,
-            torch.ones_like(ss) if factor is None else factor,
-            source_average,
-            target_average,
-            goal,
-        )
-        return dict(zip(RECORD, updated, strict=True))
+            known["factor"] = known["factor"] * gate if self.balance else gate
+        if self.max_kappa is not None:
+            known["kappa"] = known["kappa"].clamp(max=self.max_kappa)
+        return {"source_square": ss, "dot": sn, "normal_square": nn, "target_square": tt, **known}
 
-    def weights(self, names: Sequence[str], fields: Sequence[dict[str, Tensor]], num_vectors: int) -> list[Weight]:
-        """The weight of every gradient, from the factor and the kappa of every source."""
+    def _new_records(self, records: Tensor, rows: Sequence[Tensor], found: Sequence[_Fields]) -> Tensor:
+        new = []
+        for row, fields in zip(rows, found, strict=True):
+            dot = fields["dot"]
+            counted = {"filtered": torch.ones_like(dot), "conflicts": (dot < 0).to(dot.dtype)}
+            values = {"kappa": torch.zeros_like(dot), **fields, **counted}
+            columns = torch.stack([values[name] for name in self.record], dim=-1)
+            # The counters add up, the rest is replaced.
+            new.append(torch.addcmul(columns, row, _counters(len(values), row.dtype, row.device)))
+        return (new[0] if len(new) == 1 else torch.stack(new)).view_as(records)
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """Names of what is remembered of every source and scope."""
+        return (
+            *RECORD,
+            *(("factor",) if self.balance or self.rule in ("gate", "cosine_gate") else ()),
+            *(("source_average", "target_average") if self.balance else ()),
+            *(("goal",) if self.rule == "vaccine" else ()),
+        )
+
+    def last_weights(self, names: Sequence[str], records: Tensor) -> list[Weight]:
+        """The weights of the sources' losses and of the target's that the last look at their gradients gave."""
+        found = [dict(zip(self.record, of_source[0].unbind(), strict=True)) for of_source in records.unbind()]
+        return self._weights(names, found, len(names) + 1)
+
+    def _weights(self, names: Sequence[str], found: Sequence[_Fields], num_vectors: int) -> list[Weight]:
+        """The weight of every gradient."""
         weights: list[Weight] = [*[0.0] * (num_vectors - 1), self.gamma_target]
         shares = self._shares_of_normal(len(names))
-        scales = bool(self.balance) or self.rule in ("gate", "cosine_gate")
-        for i, (name, known) in enumerate(zip(names, fields, strict=True)):
+        for i, (name, fields) in enumerate(zip(names, found, strict=True)):
             gamma = self.gamma_of(name)
-            weights[i] = gamma * known["factor"] if scales else gamma
+            weights[i] = gamma * fields["factor"] if "factor" in self.record else gamma
             if self.rule in ("project", "vaccine"):
                 for k, share in shares.items():
-                    weights[k] = weights[k] + gamma * share * known["kappa"]
+                    correction = fields["kappa"] if gamma * share == 1.0 else fields["kappa"] * (gamma * share)
+                    weights[k] = weights[k] + correction
         return weights
 
+    def bound(self, names: Sequence[str], records: Sequence[Sequence[Sequence[float]]]) -> float:
+        """Not below any element of the filtered gradients; not finite if one of the round's gradients is not."""
+        total = 0.0
+        for name, of_source in zip(names, records, strict=True):
+            for row in of_source:
+                known = dict(zip(self.record, row, strict=True))
+                correction = known["kappa"] * math.sqrt(known["normal_square"])
+                total += self.gamma_of(name) * (math.sqrt(known["source_square"]) + correction)
+                total += self.gamma_target * math.sqrt(known["target_square"]) + 0.0 * known["dot"]
+        return total
 
-def _set_apart(round_: Round) -> tuple[Filtered, list[int]]:
+
+@cache
+def _counters(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 where a record counts."""
+    return torch.tensor([1.0, 1.0] + [0.0] * (length - 2), dtype=dtype, device=device)
+
+
+def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
     """Positions of the parameters with a target gradient and a source gradient; all others keep the sum they have."""
     filtered = Filtered(list(round_.target))
+    if all(all(g is not None for g in of_one) for of_one in (round_.target, *round_.sources.values())):
+        return filtered, range(len(round_.target))
     members: list[int] = []
     for i, of_one in enumerate(zip(round_.target, *round_.sources.values(), strict=True)):
         given = [g for g in of_one if g is not None]
@@ -243,8 +269,13 @@ def _filled(
     gradient: Gradient, members: Sequence[int], target: Sequence[Tensor], instead: bool = False
 ) -> list[Tensor]:
     """One gradient of the members, with zeros (or the target's) where there is none."""
-    found = [gradient[i] for i in members]
-    return [(t if instead else torch.zeros_like(t)) if g is None else g for g, t in zip(found, target, strict=True)]
+    found = [g for i in members if (g := gradient[i]) is not None]
+    if len(found) == len(members):
+        return found
+    return [
+        g if (g := gradient[i]) is not None else t if instead else torch.zeros_like(t)
+        for i, t in zip(members, target, strict=True)
+    ]
 
 
 def _weights_of_scopes(weighting: Callable[[Tensor], Tensor], gram: Tensor) -> list[Weight]:
@@ -275,13 +306,12 @@ def _undo(
     weights: list[Weight], vectors: list[list[Tensor]], result: list[Tensor], scopes: Sequence[int] | None
 ) -> Callable[[], None]:
     """What gives the last gradient back where it was overwritten."""
-    kept = [i for i, (g, t) in enumerate(zip(result, vectors[-1], strict=True)) if g is t]
-    if len(kept) < len(result):
-        vectors = [[v[i] for i in kept] for v in vectors]
-        scopes = None if scopes is None else [scopes[i] for i in kept]
-    inverse: list[Weight] = [*(-w / weights[-1] for w in weights[:-1]), 1.0 / weights[-1]]
 
+    @torch.no_grad()
     def undo() -> None:
-        combine(inverse, *vectors, scopes=scopes, in_place=True)
+        kept = [i for i, (g, t) in enumerate(zip(result, vectors[-1], strict=True)) if g is t]
+        inverse: list[Weight] = [*(-w / weights[-1] for w in weights[:-1]), 1.0 / weights[-1]]
+        of_kept = None if scopes is None else [scopes[i] for i in kept]
+        combine(inverse, *take(vectors, kept), scopes=of_kept, in_place=True)
 
     return undo

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from tsjt_pyg.optim.filters.inner_products import widest
 from tsjt_pyg.optim.nonfinite import name_of
-from tsjt_pyg.optim.skew_filter import RECORD, Gradient, SkewFilter
+from tsjt_pyg.optim.skew_filter import Gradient, SkewFilter
 
 #: Prefix of our keys in the first parameter group.
 OWN = "skew_"
@@ -47,7 +47,7 @@ class SkewState:
 
     @property
     def records(self) -> Tensor:
-        """What is known of every source and scope, ``[sources, scopes, len(RECORD)]``."""
+        """What is known of every source and scope, ``[sources, scopes, len(self._filter.record)]``."""
         records: Tensor = self._group()[_RECORDS]
         return records
 
@@ -58,7 +58,7 @@ class SkewState:
         options: dict[str, Any] = {"dtype": widest(device), "device": device}
         if _COUNTS not in group:
             group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: []})
-            group[_RECORDS] = torch.zeros(0, self._num_scopes(), len(RECORD), **options)
+            group[_RECORDS] = torch.zeros(0, self._num_scopes(), len(self._filter.record), **options)
         new = [name for name in sources if name not in group[_SOURCES]]
         if new:
             group[_SOURCES] = [*group[_SOURCES], *new]
@@ -66,7 +66,7 @@ class SkewState:
                 group[_AGE] = 0  # the new source has no weights yet
         size = (len(group[_SOURCES]), self._num_scopes())
         if group[_RECORDS].shape[:2] != size:
-            records = torch.zeros(*size, len(RECORD), **options)
+            records = torch.zeros(*size, len(self._filter.record), **options)
             old = group[_RECORDS][: size[0], : size[1]]
             records[: old.shape[0], : old.shape[1]] = old
             group[_RECORDS] = records

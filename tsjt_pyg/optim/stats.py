@@ -18,7 +18,7 @@ def stats_of(
     counts: Tensor, records: Tensor, sources: Sequence[str], scopes: Sequence[str], per: str | None
 ) -> dict[str, Any]:
     """Summaries of the records of :class:`~tsjt_pyg.optim.TargetSkewedOptimizer`; see its ``stats``."""
-    known = [[dict(zip(RECORD, values, strict=True)) for values in of_source] for of_source in records.cpu().tolist()]
+    known = [[dict(zip(RECORD, values, strict=False)) for values in of_source] for of_source in records.cpu().tolist()]
     if per is None:
         steps, skipped = counts.cpu().tolist()
         # Of several sources the mean; the norms are those of one source too.

@@ -19,7 +19,7 @@ from tsjt_pyg.optim.filter_arguments import filter_from_arguments
 from tsjt_pyg.optim.gradient_slots import HELD_OUT, TARGET, GradientSlots, Kind
 from tsjt_pyg.optim.loss_graph import graph_of
 from tsjt_pyg.optim.nonfinite import all_finite, describe_nonfinite
-from tsjt_pyg.optim.skew_filter import RECORD, Filtered, Gradient, Round, SkewFilter
+from tsjt_pyg.optim.skew_filter import Filtered, Gradient, Round, SkewFilter
 from tsjt_pyg.optim.skew_state import OWN, SkewState
 from tsjt_pyg.optim.stats import stats_of
 
@@ -171,7 +171,7 @@ class TargetSkewedOptimizer(Optimizer):
         # Creates the other hook tables. Optimizer.__init__ would also replace the base's groups, state and defaults.
         super().__setstate__({})
         self._slots = GradientSlots(self._filter)
-        self._own = SkewState(self.base, self.skew_filter)
+        self.skew_state = SkewState(self.base, self.skew_filter)
 
     # The base's own objects, also after the base replaced them (load_state_dict does).
     @property
@@ -247,7 +247,7 @@ class TargetSkewedOptimizer(Optimizer):
             {None: source_loss} if isinstance(source_loss, Tensor) else dict(source_loss.items())
         )
         graphs = [graph_of(loss) for loss in (*losses.values(), target_loss)]
-        if not self._own.is_due() and self._one_pass_will_do([leaves for _, leaves in graphs]):
+        if not self.skew_state.is_due() and self._one_pass_will_do([leaves for _, leaves in graphs]):
             self._backward_of_weighted(losses, target_loss)
             return
         for i, (name, loss) in enumerate(losses.items()):
@@ -273,12 +273,12 @@ class TargetSkewedOptimizer(Optimizer):
         if self.skew_filter.normal == "held_out" and roles == {"source", "target"}:
             raise RuntimeError("normal='held_out' has no normal yet: step() needs a held_out() block in every round")
         if self._must_skip():
-            self._own.count_step(skipped=True)
+            self.skew_state.count_step(skipped=True)
             _logger.warning("step skipped: %s", describe_nonfinite(self.param_groups))
         else:
             found_inf = self._found_inf()
             step_base(self.base, found_inf)
-            self._own.count_step(skipped=False if found_inf is None else found_inf)
+            self.skew_state.count_step(skipped=False if found_inf is None else found_inf)
             self._commit(found_inf)
         self._slots.clear()
         return loss
@@ -307,14 +307,14 @@ class TargetSkewedOptimizer(Optimizer):
             ``skipped_steps`` (counts), and the others are means over the sources. All 0 as long as no step was
             filtered.
         """
-        own = self._own
+        own = self.skew_state
         return stats_of(own.counts, own.records, own.sources, own.scope_names(), per)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dict; the first parameter group also carries our counters, parameters the EMA normal."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        self._own.make_room()
+        self.skew_state.make_room()
         state_dict = self.base.state_dict()
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             replaced = post_hook(self, state_dict)
@@ -328,7 +328,7 @@ class TargetSkewedOptimizer(Optimizer):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         self.base.load_state_dict(state_dict)
-        self._own.follow_device()
+        self.skew_state.follow_device()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -377,16 +377,16 @@ class TargetSkewedOptimizer(Optimizer):
                 return None
             normal = gathered[HELD_OUT]
         elif self.skew_filter.normal == "ema":
-            normal = self._own.normals()
-        self._own.make_room(list(sources))
+            normal = self.skew_state.normals()
+        self.skew_state.make_room(list(sources))
         return self.skew_filter(
             Round(
                 sources=sources,
                 target=target,
                 normal=normal,
-                scopes=self._own.scopes(),
-                records=self._own.records_of(list(sources)),
-                refresh=self._own.is_due(),
+                scopes=self.skew_state.scopes(),
+                records=self.skew_state.records_of(list(sources)),
+                refresh=self.skew_state.is_due(),
                 in_place=may_overwrite and self.skew_filter.may_overwrite_target,
             )
         )
@@ -395,14 +395,14 @@ class TargetSkewedOptimizer(Optimizer):
         """Make what the filter found in this round part of the state."""
         slots, filtered = self._slots, self._slots.filtered
         if slots.weighed:
-            self._own.grow_older()
+            self.skew_state.grow_older()
         if filtered is None or filtered.records is None:
             return
-        self._own.grow_older()
+        self.skew_state.grow_older()
         sources = [kind.name or "source" for kind in slots.gathered if kind.role == "source"]
-        self._own.keep(sources, filtered.records, skipped)
+        self.skew_state.keep(sources, filtered.records(), skipped)
         if self.skew_filter.normal == "ema":
-            self._own.move_normals(slots.gathered[TARGET])
+            self.skew_state.move_normals(slots.gathered[TARGET])
 
     def _one_pass_will_do(self, leaves: Sequence[set[Tensor]]) -> bool:
         """Whether the weights of the last filtered step, put on the losses, give this step's gradient."""
@@ -415,8 +415,7 @@ class TargetSkewedOptimizer(Optimizer):
 
     def _backward_of_weighted(self, losses: Mapping[str | None, Tensor], target_loss: Tensor) -> None:
         names = [name or "source" for name in losses]
-        known = [dict(zip(RECORD, r[0].unbind(), strict=True)) for r in self._own.records_of(names)]
-        weights = self.skew_filter.weights(names, known, len(names) + 1)
+        weights = self.skew_filter.last_weights(names, self.skew_state.records_of(names))
         weighted = [w * loss for w, loss in zip(weights, (*losses.values(), target_loss), strict=True)]
         torch.stack([w.to(target_loss) for w in weighted]).sum().backward()
         self._slots.weighed = True
@@ -424,7 +423,7 @@ class TargetSkewedOptimizer(Optimizer):
     def _must_skip(self) -> bool:
         """Whether there is a nan or inf that the host has to look for, and found."""
         grads = [p.grad for p in self._parameters() if p.grad is not None]
-        if self.on_nonfinite is None and any(g.device.type != "cpu" for g in grads):
+        if self.on_nonfinite is None and not all(g.is_cpu for g in grads):
             return False
         if self._bounded(grads) or all_finite(grads):
             return False
@@ -437,18 +436,15 @@ class TargetSkewedOptimizer(Optimizer):
 
     def _bounded(self, grads: Sequence[Tensor]) -> bool:
         """Whether the inner products tell already that all gradients are finite, so that none has to be read again."""
-        filtered = self._slots.filtered
-        params = self._parameters()
-        if (
-            filtered is None
-            or filtered.bound is None
-            or self._slots.holds_outer
-            or self._slots.changed_by_others(params)
-        ):
+        slots, filtered = self._slots, self._slots.filtered
+        if filtered is None or not filtered.tells_finite or filtered.records is None or slots.holds_outer:
+            return False
+        if slots.changed_by_others(self._parameters()):
             return False
         unfiltered = [g for i in filtered.unfiltered if (g := filtered.gradient[i]) is not None]
+        names = [kind.name or "source" for kind in slots.gathered if kind.role == "source"]
         largest = min(torch.finfo(dtype).max for dtype in {g.dtype for g in grads})
-        return bool(filtered.bound < largest) and all_finite(unfiltered)
+        return self.skew_filter.bound(names, filtered.records().tolist()) < largest and all_finite(unfiltered)
 
     def _found_inf(self) -> Tensor | None:
         """1 where the base has to leave the step out, on the device; None where the host has looked, or nobody does."""

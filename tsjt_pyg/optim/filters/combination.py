@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tsjt_pyg.optim.filters.grouping import alike, bucket_elements, check_paired, filled_buckets, locals_of, take
 
-# From here on, a launch for every tensor costs less than scratch memory.
-_LARGE_ELEMENTS = 2**16
+# Tensors from here on come alone, on the CPU in slices of that size, which stay in the cache from the first
+# multiplication to the last addition.
+_LARGE_ELEMENTS = 2**17
 
 Weight = Tensor | float
 
@@ -20,6 +21,7 @@ def combine(
     *gradients: Sequence[Tensor],
     scopes: Sequence[int] | None = None,
     in_place: bool = False,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
     r""":math:`\sum_i w_i g_i`, for every parameter in the dtype of its last gradient.
 
@@ -32,8 +34,8 @@ def combine(
             weight a scope.
         gradients: lists with one tensor a parameter each.
         scopes: for every parameter the scope to which it belongs, counted from 0.
-        in_place: overwrite the last gradient (except where it is sparse or of less precision than the work) and return
-            it. On the CPU this takes no memory.
+        in_place: overwrite the last gradient (except where it is sparse) and return it; on the CPU without memory.
+        groups: which parameters have gradients of one kind, if that is known already.
 
     Returns:
         One tensor a parameter, sparse where all gradients are.
@@ -48,85 +50,100 @@ def combine(
     check_paired(*gradients)
     if len(weights) != len(gradients):
         raise ValueError(f"there must be one weight a gradient, but there are {len(weights)} for {len(gradients)}")
-    combined: dict[int, Tensor] = {}
-    for alike_members in alike(gradients):
-        for members in _buckets(gradients[-1], alike_members):
-            of_bucket = take(gradients, members)
-            last = of_bucket[-1][0]
-            work = torch.float32 if last.dtype in (torch.float16, torch.bfloat16) else last.dtype
-            factors = [_factors(w, members, scopes, last.device, work) for w in weights]
-            if any(g[0].layout is not torch.strided for g in of_bucket):
-                total = _sum([_factor(f, 0) for f in factors], [g[0].to(work) for g in of_bucket])
-                combined[members[0]] = total.to(last.dtype)
-                continue
-            out = list(of_bucket[-1]) if in_place else [g.clone() for g in of_bucket[-1]]
-            parts = [list(locals_of(g)) for g in (*of_bucket[:-1], out)]
-            if work is not last.dtype or any(g[0].dtype is not work for g in parts):
-                for k, result in enumerate(parts[-1]):
-                    result.copy_(_sum([_factor(f, k) for f in factors], [g[k].to(work) for g in parts]))
-            else:
-                _scale_(parts[-1], factors[-1])
-                for f, g in zip(factors[:-1], parts[:-1], strict=True):
-                    _add_scaled_(parts[-1], f, g)
-            combined.update(zip(members, out, strict=True))
-    return [combined[i] for i in range(len(gradients[-1]))]
+    result = list(gradients[-1])
+    for members in alike(gradients) if groups is None else groups:
+        of_group = take(gradients, members)
+        last = of_group[-1][0]
+        work = torch.float32 if last.dtype in (torch.float16, torch.bfloat16) else last.dtype
+        factors = [_factors(w, members, scopes, last.device, work) for w in weights]
+        if any(g[0].layout is not torch.strided for g in of_group):
+            result[members[0]] = _sum(_at(factors, 0), [g[0].to(work) for g in of_group]).to(last.dtype)
+            continue
+        if not in_place:
+            of_group[-1] = [t.clone() for t in of_group[-1]]
+            for i, t in zip(members, of_group[-1], strict=True):
+                result[i] = t
+        parts = [list(locals_of(g)) for g in of_group]
+        if work is not last.dtype or any(g[0].dtype is not work for g in parts):
+            for k, total in enumerate(parts[-1]):
+                total.copy_(_sum(_at(factors, k), [g[k].to(work) for g in parts]))
+        else:
+            _combine_(factors, parts)
+    return result
+
+
+#: A list has the weight of every parameter, a number is one for all.
+_Factors = list[Tensor] | float
 
 
 def _factors(
     weight: Weight, members: Sequence[int], scopes: Sequence[int] | None, device: torch.device, dtype: torch.dtype
-) -> list[Tensor] | float:
-    """The weight of every member in the dtype of the multiplication; a number is one for all."""
+) -> _Factors:
+    """The weight in the dtype of the multiplication."""
     if not isinstance(weight, Tensor):
         return float(weight)
     largest = torch.finfo(dtype).max
-    w = weight.clamp(-largest, largest).to(device, dtype)
+    w = weight.clamp(-largest, largest) if torch.finfo(weight.dtype).max > largest else weight
+    w = w.to(device, dtype)
     if w.dim() == 0 or scopes is None:
         return [w] * len(members)
     of_scope = w.unbind()
     return [of_scope[scopes[i]] for i in members]
 
 
-def _factor(factors: list[Tensor] | float, k: int) -> Weight:
-    return factors[k] if isinstance(factors, list) else factors
+def _at(factors: Sequence[_Factors], k: int) -> list[Weight]:
+    return [f[k] if isinstance(f, list) else f for f in factors]
 
 
-def _scale_(out: list[Tensor], factors: list[Tensor] | float) -> None:
-    if not isinstance(factors, list):
-        if factors != 1.0:
-            torch._foreach_mul_(out, factors)
-    elif all(f is factors[0] for f in factors):
-        torch._foreach_mul_(out, factors[0])
-    else:
-        torch._foreach_mul_(out, factors)
+def _combine_(factors: Sequence[_Factors], gradients: Sequence[list[Tensor]]) -> None:
+    """Overwrite the last gradient with the weighted sum."""
+    out = gradients[-1]
+    sizes = [t.numel() for t in out]
+    if max(sizes) < _LARGE_ELEMENTS and out[0].is_cpu:
+        _combine_small_(factors, gradients)
+        return
+    for k, size in enumerate(sizes):
+        if size >= _LARGE_ELEMENTS:
+            slices = [g[k] for g in gradients]
+            if out[k].is_cpu and all(t.is_contiguous() for t in slices):
+                for piece in zip(*(t.view(-1).split(_LARGE_ELEMENTS) for t in slices), strict=True):
+                    _combine_one_(_at(factors, k), piece)
+            else:
+                _combine_one_(_at(factors, k), slices)
+    small = [k for k, size in enumerate(sizes) if size < _LARGE_ELEMENTS]
+    for run in filled_buckets([sizes[k] for k in small], bucket_elements(out[0].device)):
+        members = small[run.start : run.stop]
+        of_bucket = [[f[k] for k in members] if isinstance(f, list) else f for f in factors]
+        _combine_small_(of_bucket, [[g[k] for k in members] for g in gradients])
 
 
-def _add_scaled_(out: list[Tensor], factors: list[Tensor] | float, gradients: list[Tensor]) -> None:
-    if not isinstance(factors, list):
-        torch._foreach_add_(out, gradients, alpha=factors)
-    elif out[0].device.type == "cpu":
-        torch._foreach_addcmul_(out, gradients, factors)
-    elif out[0].numel() >= _LARGE_ELEMENTS:
-        for total, g, f in zip(out, gradients, factors, strict=True):
-            total.addcmul_(g, f)
-    else:
-        torch._foreach_add_(out, list(torch._foreach_mul(gradients, factors)))
+def _combine_one_(weights: Sequence[Weight], gradients: Sequence[Tensor]) -> None:
+    out = gradients[-1]
+    out.mul_(weights[-1])
+    for w, g in zip(weights[:-1], gradients[:-1], strict=True):
+        if isinstance(w, Tensor):
+            out.addcmul_(g, w)
+        else:
+            out.add_(g, alpha=w)
 
 
-def _sum(factors: Sequence[Weight], gradients: Sequence[Tensor]) -> Tensor:
-    total = gradients[-1] * factors[-1]
+def _combine_small_(factors: Sequence[_Factors], gradients: Sequence[list[Tensor]]) -> None:
+    out, last = gradients[-1], factors[-1]
+    if not isinstance(last, list):
+        last = [torch.tensor(last, dtype=out[0].dtype)] * len(out)  # twice as fast as a number
+    torch._foreach_mul_(out, last[0] if all(f is last[0] for f in last) else last)
     for f, g in zip(factors[:-1], gradients[:-1], strict=True):
+        if not isinstance(f, list):
+            torch._foreach_add_(out, g, alpha=f)
+        elif out[0].is_cpu:
+            torch._foreach_addcmul_(out, g, f)
+        else:  # where a launch costs more than scratch memory
+            torch._foreach_add_(out, list(torch._foreach_mul(g, f[0] if all(x is f[0] for x in f) else f)))
+
+
+def _sum(weights: Sequence[Weight], gradients: Sequence[Tensor]) -> Tensor:
+    total = gradients[-1] * weights[-1]
+    for w, g in zip(weights[:-1], gradients[:-1], strict=True):
         # torch adds a sparse tensor to a dense one, but not the other way round.
-        total = g * f + total if total.is_sparse else total + g * f
+        total = g * w + total if total.is_sparse else total + g * w
     return total
-
-
-def _buckets(gradients: Sequence[Tensor], members: Sequence[int]) -> list[Sequence[int]]:
-    """On the CPU all at once; elsewhere what keeps the scratch memory small."""
-    device = gradients[members[0]].device
-    if device.type == "cpu":
-        return [members]
-    sizes = {i: gradients[i].numel() for i in members}
-    large = [i for i in members if sizes[i] >= _LARGE_ELEMENTS]
-    small = [i for i in members if sizes[i] < _LARGE_ELEMENTS]
-    runs = filled_buckets([sizes[i] for i in small], bucket_elements(device))
-    return [*([large] if large else []), *(small[run.start : run.stop] for run in runs)]

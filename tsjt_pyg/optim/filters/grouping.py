@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-_CPU_BUCKET_ELEMENTS = 2**13
+_CPU_BUCKET_ELEMENTS = 2**15
 _BUCKET_ELEMENTS = 2**20
 
 
@@ -23,9 +23,10 @@ def check_paired(*gradients: Sequence[Tensor | None]) -> None:
 def alike(gradients: Sequence[Sequence[Tensor]]) -> list[Sequence[int]]:
     """Indices of the parameters whose gradients are strided and of one device and dtype; others come alone."""
     # Sets of all tensors first: in nearly all models there is one kind, and a loop over tensors is slow.
-    kinds = {(t.layout, t.dtype) for g in gradients for t in g}
+    dtypes = {t.dtype for g in gradients for t in g}
+    layouts = {t.layout for g in gradients for t in g}
     devices = {t.get_device() for g in gradients for t in g}
-    if len(kinds) == 1 and len(devices) == 1 and next(iter(kinds))[0] is torch.strided:
+    if len(dtypes) == len(devices) == 1 and layouts == {torch.strided}:
         return [range(len(gradients[0]))]
     groups: dict[object, list[int]] = {}
     for i, of_one in enumerate(zip(*gradients, strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,16 +25,21 @@ _CPU_SLICE_ELEMENTS = 2**17
 _SLICE_ELEMENTS = 2**26
 # Up to here widening to float64 costs nothing that one could measure.
 _WIDE_ELEMENTS = 2**11
-# A sum of squares that float32 holds only in part counts as 0.
+# Added to sums of squares in float32: smaller ones are lost in part, and would make a quotient too large.
 _SMALLEST_NARROW_SQUARE = 1e-30
 
 
-def gramian(*gradients: Sequence[Tensor], scopes: Sequence[int] | None = None, num_scopes: int | None = None) -> Tensor:
+def gramian(
+    *gradients: Sequence[Tensor],
+    scopes: Sequence[int] | None = None,
+    num_scopes: int | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
     r"""The inner products :math:`G_{ij} = \langle g_i, g_j\rangle` of :math:`m` gradients.
 
     Float64 gradients and small float32 ones are multiplied and summed in float64, large ones in float32 (halves are
-    widened to it first), in slices whose sums are added in float64. So no squared float16 norm overflows; a float32
-    gradient whose norm is above 1e19 gives infinity, and one below 1e-15 counts as zero.
+    widened to it first), in slices whose sums are added in float64. So no squared float16 norm overflows; a large one
+    whose norm is above 1e19 gives infinity, and 1e-30 is added to its square, because smaller squares are lost.
 
     DTensors give their global products: the local ones are summed over the mesh dimensions that shard them.
 
@@ -42,6 +48,7 @@ def gramian(*gradients: Sequence[Tensor], scopes: Sequence[int] | None = None, n
             may be mixed.
         scopes: for every parameter the scope to which it belongs, counted from 0. None: all belong to one.
         num_scopes: how many scopes there are. None: as many as the last one in ``scopes`` says.
+        groups: which parameters have gradients of one kind, if that is known already.
 
     Returns:
         float64 tensor ``[m, m]``, or ``[number of scopes, m, m]`` where ``scopes`` is given, on the device of one of
@@ -57,7 +64,7 @@ def gramian(*gradients: Sequence[Tensor], scopes: Sequence[int] | None = None, n
     """
     check_paired(*gradients)
     if scopes is None:
-        return _gramian_of_one_scope(gradients)
+        return _gramian_of_one_scope(gradients, groups)
     per_scope: dict[int, list[int]] = {}
     for i, scope in enumerate(scopes):
         per_scope.setdefault(scope, []).append(i)
@@ -67,9 +74,11 @@ def gramian(*gradients: Sequence[Tensor], scopes: Sequence[int] | None = None, n
     return torch.stack([g.to(device) for g in of_scope])
 
 
-def _gramian_of_one_scope(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+def _gramian_of_one_scope(
+    gradients: Sequence[Sequence[Tensor]], groups: Sequence[Sequence[int]] | None = None
+) -> Tensor:
     if not holds_dtensors(gradients[0]):
-        return _local_gramian(gradients)
+        return _local_gramian(gradients, groups)
     of_mesh: dict[object, list[int]] = {}
     for i, t in enumerate(gradients[0]):
         of_mesh.setdefault((t.device_mesh, t.placements) if isinstance(t, DTensor) else None, []).append(i)
@@ -95,13 +104,13 @@ def _sum_over_shards(gram: Tensor, like: DTensor) -> Tensor:
     return DTensor.from_local(gram, like.device_mesh, placements, run_check=False).full_tensor()
 
 
-def _local_gramian(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+def _local_gramian(gradients: Sequence[Sequence[Tensor]], groups: Sequence[Sequence[int]] | None = None) -> Tensor:
     m = len(gradients)
     pairs = [(i, j) for i in range(m) for j in range(i, m)]
     narrow: list[Tensor] = []
     wide: list[Tensor] = []
     dot = torch.dot
-    for members in alike(gradients):
+    for members in alike(gradients) if groups is None else groups:
         for vectors in _pieces(take(gradients, members)):
             sums = narrow if vectors[0].dtype is torch.float32 else wide
             for i, j in pairs:
@@ -111,16 +120,23 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
         if not sums:
             continue
         device = sums[-1].device
-        if len({s.device for s in sums[:: len(pairs)]}) > 1:
-            sums = [s.to(device) for s in sums]
-        parts = torch.stack(sums).view(-1, len(pairs)).sum(0, dtype=widest(device))
-        gram = torch.stack([parts[pairs.index((min(i, j), max(i, j)))] for i in range(m) for j in range(m)]).view(m, m)
+        here = sums if len({s.get_device() for s in sums}) == 1 else [s.to(device) for s in sums]
+        parts = torch.stack(here).view(-1, len(pairs)).sum(0, dtype=widest(device))
+        places, floor = _places(m, device)
         if sums is narrow:
-            held = gram.diagonal() >= _SMALLEST_NARROW_SQUARE
-            # nan stays: it has to be seen.
-            gram = gram.masked_fill(~(held[:, None] & held | gram.isnan()), 0.0)
+            parts = parts + floor
+        gram = parts.take(places)
         total = gram if total is None else total + gram.to(total.device)
     return torch.zeros(m, m, dtype=torch.float64) if total is None else total
+
+
+@cache
+def _places(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the product of every two vectors stands in the list of pairs, and what is added to the squares there."""
+    pairs = [(i, j) for i in range(m) for j in range(i, m)]
+    places = [[pairs.index((min(i, j), max(i, j))) for j in range(m)] for i in range(m)]
+    floor = [_SMALLEST_NARROW_SQUARE if i == j else 0.0 for i, j in pairs]
+    return torch.tensor(places, device=device), torch.tensor(floor, dtype=widest(device), device=device)
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -156,8 +172,8 @@ def _pieces(gradients: Sequence[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]
     of_small = take(gradients, small)
     for run in filled_buckets([sizes[i] for i in small], capacity):
         gathered = [_flatten_dense_tensors(g[run.start : run.stop]) for g in of_small]
-        wide = gathered[0].numel() <= _WIDE_ELEMENTS
-        yield [v.to(widest(v.device) if wide else work) for v in gathered]
+        of_run = widest(first.device) if gathered[0].numel() <= _WIDE_ELEMENTS else work
+        yield gathered if of_run is dtype else [v.to(of_run) for v in gathered]
 
 
 def _aligned(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -45,7 +45,8 @@ def projection_coefficient(gram: Tensor) -> Tensor:
     Args:
         gram: inner products ``[..., 2, 2]`` of source gradient and normal.
     """
-    return gram[..., 0, 1].clamp(max=0.0).abs() / (gram[..., 1, 1] + torch.finfo(gram.dtype).tiny)
+    _, dot, _, square = gram.flatten(-2).unbind(-1)
+    return dot.clamp(max=0.0).abs_().div_(square + torch.finfo(gram.dtype).tiny)
 
 
 def vaccine_coefficient(gram: Tensor, goal: Tensor) -> Tensor:
