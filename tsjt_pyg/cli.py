@@ -22,6 +22,7 @@ from . import __version__, environment
 from .data.atomic import atomic_path
 from .datasets import Task, list_cities, load_task
 from .evaluation import compare as compare_strategies
+from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
@@ -203,6 +204,11 @@ def train(
             "seconds": result.seconds,
         }
         save_json(output / METRICS, metrics)
+        if result.conflict is not None:
+            with atomic_path(output / "conflict.csv") as temporary:
+                result.conflict.to_csv(temporary, index=False)
+            if result.conflict["filtered"].any():
+                plot_conflict(result.conflict, output / "conflict.png")
         unit = task.target.units[0]
         out.print(
             f"{strategy}: test MAE {found.mean_mae:.3f} {unit}, RMSE {found.mean_rmse:.3f} {unit}, MAPE "

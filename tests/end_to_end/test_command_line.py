@@ -75,7 +75,11 @@ def test_doctor_without_pyg_temporal_shows_the_command_that_installs_it(tsjt, mo
 
 
 def test_train_writes_a_run_that_others_can_read(trained):
-    assert {path.name for path in trained.iterdir()} == {"last.pt", "best.pt", "config.json", "metrics.json"}
+    checkpoints, reports = {"last.pt", "best.pt"}, {"config.json", "metrics.json", "conflict.csv", "conflict.png"}
+    assert {path.name for path in trained.iterdir()} == checkpoints | reports
+    conflict = pd.read_csv(trained / "conflict.csv")
+    assert conflict["step"].tolist() == [1, 2, 3, 4]
+    assert conflict["cosine"].between(-1, 1).all()
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["test"]["mean_mae"] > 0
     assert metrics["optimizer"]["steps"] == 4

@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -99,6 +100,11 @@ def test_a_resumed_run_ends_with_the_same_bits(task, strategy, tmp_path):
     )
     assert same(whole.model.state_dict(), resumed.model.state_dict())
     assert (whole.log, whole.best_step, whole.stats) == (resumed.log, resumed.best_step, resumed.stats)
+    if strategy == "tsjt":
+        pd.testing.assert_frame_equal(whole.conflict, resumed.conflict)
+        assert len(whole.conflict) == SETTINGS["steps"]
+    else:
+        assert whole.conflict is None
 
 
 def test_resuming_another_run_says_what_differs(task, tmp_path):

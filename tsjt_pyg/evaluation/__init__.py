@@ -2,6 +2,16 @@
 
 from .comparison import compare
 from .metrics import Errors, HorizonErrors, masked_mae, masked_mape, masked_rmse
+from .plots import plot_conflict
 from .table import Comparison
 
-__all__ = ["Comparison", "Errors", "HorizonErrors", "compare", "masked_mae", "masked_mape", "masked_rmse"]
+__all__ = [
+    "Comparison",
+    "Errors",
+    "HorizonErrors",
+    "compare",
+    "masked_mae",
+    "masked_mape",
+    "masked_rmse",
+    "plot_conflict",
+]

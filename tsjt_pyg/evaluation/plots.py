@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from ..data.atomic import atomic_path
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .table import Comparison
 
 # Okabe and Ito's palette (2008), without its yellow, which is hard to see on white.
@@ -75,6 +77,59 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     right.set_title("Gain with 95 % interval over seeds", fontsize=10, loc="left")
     right.grid(axis="x", alpha=0.3)
     figure.suptitle(comparison.title, fontsize=11, x=0.01, ha="left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
+    return path
+
+
+def plot_conflict(frame: pd.DataFrame, path: str | Path, *, window: int | None = None) -> Path:
+    """How source and target gradients got on over training.
+
+    Above, the cosine of every filtered step (dots, crosses under conflict) with its running mean; below, the running
+    share of steps in conflict, and what the filter added to the target's weight, kappa. Of several scopes, their mean.
+
+    Args:
+        frame: What :meth:`tsjt_pyg.optim.SkewHistory.to_frame` returns.
+        path: A ``.png``, ``.svg`` or ``.pdf`` file.
+        window: Steps of the running means. Default: a twentieth of the steps, 10 at least.
+
+    Raises:
+        ValueError: If no step was filtered.
+    """
+    path = Path(path)
+    filtered = frame[frame["filtered"]]
+    if filtered.empty:
+        raise ValueError("frame: no step had both a source and a target gradient, so there is no conflict to draw")
+    quantities = ["cosine", "conflict", "kappa"]
+    steps = filtered.groupby(["source", "step"], sort=True)[quantities].mean()
+    window = max(10, frame["step"].nunique() // 20) if window is None else window
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, 1])
+    right = bottom.twinx()
+    names = list(dict.fromkeys(steps.index.get_level_values("source")))
+    for name, colour, marker in zip(names, cycle(_COLOURS), cycle(_MARKERS), strict=False):
+        of_source = steps.loc[name]
+        mean = of_source.rolling(window, min_periods=1).mean()
+        opposed = of_source["cosine"] < 0
+        top.plot(of_source.index[~opposed], of_source["cosine"][~opposed], ".", color=colour, alpha=0.35, markersize=5)
+        top.plot(of_source.index[opposed], of_source["cosine"][opposed], "x", color=colour, alpha=0.7, markersize=5)
+        label = "all steps" if len(names) == 1 else name
+        options = {"color": colour, "marker": marker, "markevery": max(1, len(mean) // 12), "markersize": 5}
+        top.plot(mean.index, mean["cosine"], linewidth=2, label=f"{label}, mean of {window}", **options)
+        bottom.plot(mean.index, 100 * mean["conflict"], linewidth=2, **options)
+        right.plot(mean.index, mean["kappa"], linewidth=1.5, linestyle=":", **options)
+    top.axhline(0, color="0.3", linewidth=1)
+    top.set_ylabel("cosine of source and target")
+    top.set_title("Agreement of the gradients (crosses: conflict)", fontsize=10, loc="left")
+    top.legend(fontsize=8, loc="upper right")
+    bottom.set_ylabel("steps in conflict (%, solid)")
+    bottom.set_ylim(-3, 103)
+    right.set_ylabel("kappa (dotted)")
+    right.set_ylim(bottom=-0.03 * right.get_ylim()[1])
+    bottom.set_xlabel("optimizer step")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
     return path

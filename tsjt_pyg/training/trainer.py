@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ..data import City, CityPairLoader, StandardScaler, Windows
 from ..data.pairs import shuffled_index
-from ..optim import TargetSkewedOptimizer
+from ..optim import SkewHistory, TargetSkewedOptimizer
 from .checkpoint import (
     BEST,
     CONFIG,
@@ -49,6 +50,8 @@ class FitResult:
         validation_loss: Its masked MAE on the validation day, in standard deviations of the training days.
         log: One entry an evaluation: step, source and target loss since the last, validation loss.
         stats: :meth:`~tsjt_pyg.optim.TargetSkewedOptimizer.stats`, empty for strategies without a filter.
+        conflict: Cosine, conflict, norms and kappa of every step, as from
+            :meth:`~tsjt_pyg.optim.SkewHistory.to_frame`; None for strategies without a filter.
         seconds: Wall time of this call.
     """
 
@@ -59,6 +62,7 @@ class FitResult:
     validation_loss: float = math.inf
     log: list[dict[str, float | int | None]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
+    conflict: pd.DataFrame | None = None
     seconds: float = 0.0
 
 
@@ -199,9 +203,16 @@ def fit(
     if folder is not None:
         folder.save(run)
     model.load_state_dict(run.best_model)
-    stats = run.optimizer.stats() if isinstance(run.optimizer, TargetSkewedOptimizer) else {}
     return FitResult(
-        model, run.batches.scaler, strategy, run.best_step, run.best_loss, run.log, stats, time.perf_counter() - started
+        model,
+        run.batches.scaler,
+        strategy,
+        run.best_step,
+        run.best_loss,
+        run.log,
+        run.optimizer.stats() if isinstance(run.optimizer, TargetSkewedOptimizer) else {},
+        None if run.conflict is None else run.conflict.to_frame(),
+        time.perf_counter() - started,
     )
 
 
@@ -269,6 +280,7 @@ class _Run:
         self.model, self.strategy, self.steps = model, strategy, steps
         self.batches, self.validation, self.max_grad_norm = batches, validation, max_grad_norm
         self.optimizer: torch.optim.Optimizer
+        self.conflict: SkewHistory | None = None
         if strategy.skewed:
             self.optimizer = TargetSkewedOptimizer(
                 model.parameters(),
@@ -277,6 +289,7 @@ class _Run:
                 gamma_target=strategy.target_weight,
                 lr=lr,
             )
+            self.conflict = SkewHistory(self.optimizer)
         else:
             self.optimizer = base(model.parameters(), lr=lr)  # type: ignore[call-arg]
         self.step = 0
@@ -330,6 +343,7 @@ class _Run:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "conflict": {} if self.conflict is None else self.conflict.state_dict(),
             "step": self.step,
             "best_model": self.best_model,
             "best_step": self.best_step,
@@ -342,6 +356,8 @@ class _Run:
     def load(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.conflict is not None:
+            self.conflict.load_state_dict(state["conflict"])
         self.step, self.log = state["step"], state["log"]
         device = next(self.model.parameters()).device
         self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
