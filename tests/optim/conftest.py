@@ -1,6 +1,9 @@
+from collections.abc import Iterator
+
 import pytest
 from optimizer_options import OPTIONS, Option, small_model
-from torch import nn
+from torch import distributed, nn
+from two_processes import TwoProcesses
 
 
 @pytest.fixture(params=OPTIONS, ids=lambda option: option.name)
@@ -17,3 +20,12 @@ def model() -> nn.Sequential:
 def twin() -> nn.Sequential:
     """A second model equal to ``model``."""
     return small_model()
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this torch was built without torch.distributed or without gloo")
+    processes = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
+    yield processes
+    processes.stop()

@@ -6,12 +6,13 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tsjt_pyg.optim.filters.grouping import locals_of
+from tsjt_pyg.optim.parallel import ParallelModels, is_parallel
 from tsjt_pyg.optim.skew_filter import Filtered, Gradient
 
 
@@ -59,13 +60,17 @@ class GradientSlots:
         # What the last block left in `.grad`, and the counters that tell whether it was changed in place since.
         self._written: list[Tensor | None] = []
         self._versions: list[int] = []
+        # What `.grad` held when the block was entered, with the same counters.
+        self._entered: tuple[list[Tensor | None], list[int]] | None = None
         self.open_block: Kind | None = None
         #: What the filter made of this round; None as long as there is nothing to filter.
         self.filtered: Filtered | None = None
         #: Whether one backward pass of the weighted losses made this round's gradient.
         self.weighed = False
-        #: Whether the model was looked at for what cannot work.
-        self.checked = False
+        #: The models that several processes train; known from the first block on.
+        self.parallel: ParallelModels | None = None
+        self._last: Kind | None = None
+        self._reductions: list[Any] = []
 
     def clear(self) -> None:
         """Forget the round. ``.grad`` is left as it is."""
@@ -74,6 +79,7 @@ class GradientSlots:
         self._written.clear()
         self.filtered = None
         self.weighed = False
+        self._last = None
 
     @property
     def holds_outer(self) -> bool:
@@ -87,11 +93,17 @@ class GradientSlots:
                 f"{kind} was entered inside {self.open_block}, but a gradient belongs to one of the two: leave the "
                 "first block before entering the next (for losses of one forward: backward(source_loss, target_loss))"
             )
+        if self.parallel is None:
+            self.parallel = ParallelModels(params())
         self.open_block = kind
         try:
+            if self._last not in (None, kind):
+                self.parallel.check_nothing_pending(self._last, kind)
             self._enter(kind, params())
+            self._reductions = self.parallel.reductions()
             yield
             self._leave(kind, params())
+            self._last = kind
         except BaseException:
             # backward may have added a part of its gradients to those of earlier blocks, so none can be trusted.
             self.clear()
@@ -114,15 +126,23 @@ class GradientSlots:
             if other != kind:
                 # A view belongs to a buffer, such as a bucket of DDP, that the backward pass of this block overwrites.
                 gradients[:] = [g.detach().clone() if g is not None and g._is_view() else g for g in gradients]
-        _put(params, grads, self.gathered.get(kind, []))
+        mine = self.gathered.get(kind, [])
+        _put(params, grads, mine)
+        self._entered = (mine, _versions(mine)) if is_parallel() else None
 
     @torch.no_grad()
     def _leave(self, kind: Kind, params: list[Tensor]) -> None:
         grads = [p.grad for p in params]
+        if self.parallel is not None and self._entered is not None:
+            mine, versions = self._entered
+            if not all(map(operator.is_, grads, mine)) or _versions(grads) != versions:
+                self.parallel.check_reduced(self._reductions, kind)
         self.gathered[kind] = list(grads)
         for gradients in self.gathered.values():  # a parameter group may have been added since
             gradients += [None] * (len(params) - len(gradients))
-        self.filtered = self._filter(self.gathered, not self._outer)
+        # A filtered gradient can be taken back but for rounding, which would differ between processes where one of the
+        # two has not been reduced yet.
+        self.filtered = self._filter(self.gathered, not self._outer and not is_parallel())
         result = _sum_of(self.gathered, len(params)) if self.filtered is None else self.filtered.gradient
         for i, outer in enumerate(self._outer):
             if outer is not None:
@@ -139,7 +159,16 @@ class GradientSlots:
     def _changed(self, grads: list[Tensor | None]) -> bool:
         if len(grads) != len(self._written):
             return bool(self._written) or any(g is not None for g in grads)
-        return not all(map(operator.is_, grads, self._written)) or _versions(grads) != self._versions
+        if all(map(operator.is_, grads, self._written)):
+            return _versions(grads) != self._versions
+        return not all(map(_is_same, grads, self._written))
+
+
+def _is_same(grad: Tensor | None, written: Tensor | None) -> bool:
+    """Whether it is the same gradient; a forward pass of DDP may have moved it into a new bucket."""
+    if grad is written:
+        return True
+    return grad is not None and written is not None and grad._is_view() and torch.equal(grad, written)
 
 
 def _put(params: list[Tensor], old: list[Tensor | None], new: list[Tensor | None]) -> None:

@@ -42,14 +42,17 @@ class SkewState:
 
     @property
     def sources(self) -> list[str]:
-        """Names of the sources, in the order of their first steps."""
-        return list(self._group()[_SOURCES])
+        """Names of the sources, in the order of their first blocks."""
+        # One string, because checkpoint libraries flatten lists.
+        names: str = self._group()[_SOURCES]
+        return names.split("\n") if names else []
 
     @property
     def records(self) -> Tensor:
         """What is known of every source and scope, ``[sources, scopes, len(self._filter.record)]``."""
         records: Tensor = self._group()[_RECORDS]
-        return records
+        count = len(self.sources)
+        return records if len(records) == count else records[:count]
 
     def make_room(self, sources: Sequence[str] = ()) -> None:
         """Create what is missing for these sources and the scopes there are now."""
@@ -57,17 +60,20 @@ class SkewState:
         device = group["params"][0].device if group["params"] else torch.device("cpu")
         options: dict[str, Any] = {"dtype": widest(device), "device": device}
         if _COUNTS not in group:
-            group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: []})
-            group[_RECORDS] = torch.zeros(0, self._num_scopes(), len(self._filter.record), **options)
-        new = [name for name in sources if name not in group[_SOURCES]]
+            group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: ""})
+            # With room for one source, or for those that have a weight, so that a checkpoint library finds its shape.
+            gammas = self._filter.gamma_source
+            rows = len(gammas) if isinstance(gammas, Mapping) else 1
+            group[_RECORDS] = torch.zeros(rows, self._num_scopes(), len(self._filter.record), **options)
+        new = [name for name in sources if name not in self.sources]
         if new:
-            group[_SOURCES] = [*group[_SOURCES], *new]
+            group[_SOURCES] = "\n".join([*self.sources, *new])
             if self._filter.lag > 1:
                 group[_AGE] = 0  # the new source has no weights yet
-        size = (len(group[_SOURCES]), self._num_scopes())
+        size = (max(len(self.sources), len(group[_RECORDS])), self._num_scopes())
         if group[_RECORDS].shape[:2] != size:
             records = torch.zeros(*size, len(self._filter.record), **options)
-            old = group[_RECORDS][: size[0], : size[1]]
+            old = group[_RECORDS][:, : size[1]]
             records[: old.shape[0], : old.shape[1]] = old
             group[_RECORDS] = records
 

@@ -14,7 +14,6 @@ from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from tsjt_pyg.optim.base_optimizer import build_base, skips_on_device, step_base
-from tsjt_pyg.optim.ddp import check_ddp
 from tsjt_pyg.optim.filter_arguments import filter_from_arguments
 from tsjt_pyg.optim.gradient_slots import HELD_OUT, TARGET, GradientSlots, Kind
 from tsjt_pyg.optim.loss_graph import graph_of
@@ -216,22 +215,24 @@ class TargetSkewedOptimizer(Optimizer):
         """Block whose backward passes make a source gradient. Blocks cannot be nested.
 
         Args:
-            name: which source city's, where there are several: each is filtered by itself.
+            name: which source city's, where there are several: each is filtered by itself. Not empty, and one line.
         """
+        if name is not None and (not name or "\n" in name):
+            raise ValueError(f"name must be one line and not empty, but is {name!r}")
         gammas = self.gamma_source
         if isinstance(gammas, Mapping) and name not in gammas:
             raise ValueError(f"source({name!r}) has no weight: gamma_source names {sorted(gammas)}")
-        return self._slots.block(Kind("source", name), self._parameters_of_block)
+        return self._slots.block(Kind("source", name), self._parameters)
 
     def target(self) -> AbstractContextManager[None]:
         """Block whose backward passes make the target gradient. Blocks cannot be nested."""
-        return self._slots.block(TARGET, self._parameters_of_block)
+        return self._slots.block(TARGET, self._parameters)
 
     def held_out(self) -> AbstractContextManager[None]:
         """Block whose backward passes make the normal of ``normal="held_out"``. Blocks cannot be nested."""
         if self.skew_filter.normal != "held_out":
             raise RuntimeError(f"held_out() needs normal='held_out', but normal is {self.skew_filter.normal!r}")
-        return self._slots.block(HELD_OUT, self._parameters_of_block)
+        return self._slots.block(HELD_OUT, self._parameters)
 
     def backward(self, source_loss: Tensor | Mapping[str, Tensor], target_loss: Tensor) -> None:
         """All backward passes, each in its block; with ``lag``, one of the weighted losses while the weights last.
@@ -253,8 +254,10 @@ class TargetSkewedOptimizer(Optimizer):
         for i, (name, loss) in enumerate(losses.items()):
             nodes = graphs[i][0]
             with self.source(name):
+                self._prepare(loss)
                 loss.backward(retain_graph=not all(nodes.isdisjoint(later) for later, _ in graphs[i + 1 :]))
         with self.target():
+            self._prepare(target_loss)
             target_loss.backward()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -359,12 +362,9 @@ class TargetSkewedOptimizer(Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _parameters_of_block(self) -> list[Tensor]:
-        params = self._parameters()
-        if not self._slots.checked:
-            check_ddp(params)
-            self._slots.checked = True
-        return params
+    def _prepare(self, loss: Tensor) -> None:
+        if self._slots.parallel is not None:
+            self._slots.parallel.prepare(loss)
 
     def _filter(self, gathered: Mapping[Kind, Gradient], may_overwrite: bool) -> Filtered | None:
         sources = {kind.name or "source": g for kind, g in gathered.items() if kind.role == "source"}
@@ -417,7 +417,9 @@ class TargetSkewedOptimizer(Optimizer):
         names = [name or "source" for name in losses]
         weights = self.skew_filter.last_weights(names, self.skew_state.records_of(names))
         weighted = [w * loss for w, loss in zip(weights, (*losses.values(), target_loss), strict=True)]
-        torch.stack([w.to(target_loss) for w in weighted]).sum().backward()
+        loss = torch.stack([w.to(target_loss) for w in weighted]).sum()
+        self._prepare(loss)
+        loss.backward()
         self._slots.weighed = True
 
     def _must_skip(self) -> bool:
