@@ -19,12 +19,12 @@ from tsjt_pyg.optim.filters import (
     cosine,
     cosine_gate,
     gramian,
-    projection_coefficient,
     vaccine_coefficient,
 )
 from tsjt_pyg.optim.filters.combination import Weight
 from tsjt_pyg.optim.filters.grouping import alike, take
 from tsjt_pyg.optim.filters.matrix import weighting_of
+from tsjt_pyg.optim.filters.rules import projection
 
 FILTERS = ("project", "gate", "cosine_gate", "sign", "vaccine")
 SCOPES = ("global", "tensor", "group")
@@ -141,7 +141,9 @@ class SkewFilter:
 
     def _vectors(self, round_: Round, members: Sequence[int]) -> list[list[Tensor]]:
         """The gradients of the sources, of the normal if it is another one than the target's, and of the target."""
-        target = [t for i in members if (t := round_.target[i]) is not None]
+        target = [t for t in round_.target if t is not None]
+        if len(target) > len(members):
+            target = [t for i in members if (t := round_.target[i]) is not None]
         vectors = [_filled(g, members, target) for g in round_.sources.values()]
         if round_.normal is not None:
             # Without an average yet, the first target gradient is the average.
@@ -176,13 +178,14 @@ class SkewFilter:
             known["target_average"] = known["target_average"].lerp(tt.sqrt(), self.ema_rate)
             known["factor"] = balance_factor(known["source_average"], known["target_average"], self.balance)
             ss, sn = ss * known["factor"].square(), sn * known["factor"]
-        pair = gram if m == 2 and not self.balance else torch.stack((ss, sn, sn, nn), dim=-1).unflatten(-1, (2, 2))
         if self.rule == "project":
-            known["kappa"] = projection_coefficient(pair)
+            known["kappa"] = projection(sn, nn)
         elif self.rule == "vaccine":
+            pair = torch.stack((ss, sn, sn, nn), dim=-1).unflatten(-1, (2, 2))
             known["kappa"] = vaccine_coefficient(pair, known["goal"])
             known["goal"] = known["goal"].lerp(cosine(pair), self.ema_rate)
         elif self.rule in ("gate", "cosine_gate"):
+            pair = torch.stack((ss, sn, sn, nn), dim=-1).unflatten(-1, (2, 2))
             gate = binary_gate(pair) if self.rule == "gate" else cosine_gate(pair)
             known["factor"] = known["factor"] * gate if self.balance else gate
         if self.max_kappa is not None:
@@ -249,7 +252,8 @@ def _counters(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
     """Positions of the parameters with a target gradient and a source gradient; all others keep the sum they have."""
     filtered = Filtered(list(round_.target))
-    if all(all(g is not None for g in of_one) for of_one in (round_.target, *round_.sources.values())):
+    # Types first: in nearly all models every parameter has every gradient, and a loop over tensors is slow.
+    if not any(type(None) in set(map(type, g)) for g in (round_.target, *round_.sources.values())):
         return filtered, range(len(round_.target))
     members: list[int] = []
     for i, of_one in enumerate(zip(round_.target, *round_.sources.values(), strict=True)):
@@ -269,8 +273,8 @@ def _filled(
     gradient: Gradient, members: Sequence[int], target: Sequence[Tensor], instead: bool = False
 ) -> list[Tensor]:
     """One gradient of the members, with zeros (or the target's) where there is none."""
-    found = [g for i in members if (g := gradient[i]) is not None]
-    if len(found) == len(members):
+    found = [g for g in gradient if g is not None]
+    if len(found) == len(gradient) == len(members):
         return found
     return [
         g if (g := gradient[i]) is not None else t if instead else torch.zeros_like(t)

@@ -11,7 +11,7 @@ from tsjt_pyg.optim.filters.grouping import alike, bucket_elements, check_paired
 
 # Tensors from here on come alone, on the CPU in slices of that size, which stay in the cache from the first
 # multiplication to the last addition.
-_LARGE_ELEMENTS = 2**17
+_LARGE_ELEMENTS = 2**18
 
 Weight = Tensor | float
 
@@ -118,8 +118,12 @@ def _combine_(factors: Sequence[_Factors], gradients: Sequence[list[Tensor]]) ->
 
 
 def _combine_one_(weights: Sequence[Weight], gradients: Sequence[Tensor]) -> None:
-    out = gradients[-1]
-    out.mul_(weights[-1])
+    out, last = gradients[-1], weights[-1]
+    if len(weights) == 2 and not isinstance(weights[0], Tensor) and weights[0] == 1.0 and isinstance(last, Tensor):
+        # In one pass.
+        torch.addcmul(gradients[0], out, last, out=out)
+        return
+    out.mul_(last)
     for w, g in zip(weights[:-1], gradients[:-1], strict=True):
         if isinstance(w, Tensor):
             out.addcmul_(g, w)

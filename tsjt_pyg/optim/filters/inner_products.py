@@ -21,7 +21,7 @@ from tsjt_pyg.optim.filters.grouping import (
 )
 
 # Large tensors are read in slices that stay in the cache between the products.
-_CPU_SLICE_ELEMENTS = 2**17
+_CPU_SLICE_ELEMENTS = 2**20
 _SLICE_ELEMENTS = 2**26
 # Up to here widening to float64 costs nothing that one could measure.
 _WIDE_ELEMENTS = 2**11

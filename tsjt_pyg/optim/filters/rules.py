@@ -46,7 +46,12 @@ def projection_coefficient(gram: Tensor) -> Tensor:
         gram: inner products ``[..., 2, 2]`` of source gradient and normal.
     """
     _, dot, _, square = gram.flatten(-2).unbind(-1)
-    return dot.clamp(max=0.0).abs_().div_(square + torch.finfo(gram.dtype).tiny)
+    return projection(dot, square)
+
+
+def projection(dot: Tensor, square: Tensor) -> Tensor:
+    """:func:`projection_coefficient` of inner products that are at hand one by one."""
+    return dot.clamp(max=0.0).abs_().div_(square + torch.finfo(dot.dtype).tiny)
 
 
 def vaccine_coefficient(gram: Tensor, goal: Tensor) -> Tensor:
