@@ -199,8 +199,8 @@ class SkewFilter:
             counted = {"filtered": torch.ones_like(dot), "conflicts": (dot < 0).to(dot.dtype)}
             values = {"kappa": torch.zeros_like(dot), **fields, **counted}
             columns = torch.stack([values[name] for name in self.record], dim=-1)
-            # The counters add up, the rest is replaced.
-            new.append(torch.addcmul(columns, row, _counters(len(values), row.dtype, row.device)))
+            # The counters add up, the rest is replaced; not by a product, because there may be a nan to replace.
+            new.append(columns + row.masked_fill(_replaced(len(values), row.device), 0.0))
         return (new[0] if len(new) == 1 else torch.stack(new)).view_as(records)
 
     @property
@@ -244,9 +244,9 @@ class SkewFilter:
 
 
 @cache
-def _counters(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 where a record counts."""
-    return torch.tensor([1.0, 1.0] + [0.0] * (length - 2), dtype=dtype, device=device)
+def _replaced(length: int, device: torch.device) -> Tensor:
+    """Which fields of a record do not count."""
+    return torch.tensor([False, False] + [True] * (length - 2), device=device)
 
 
 def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:

@@ -57,7 +57,7 @@ class TargetSkewedOptimizer(Optimizer):
     **Memory.** One copy of the gradients beyond ``.grad``, from the second block to ``step()``: the filtered gradient
     is written over the target's, which a further block restores (to rounding errors of the size of the filter's own).
     Where the target's cannot be had back (``gamma_target=0``, the filter ``"sign"``, a filter of one's own, a ``.grad``
-    from outside) it takes a second copy, with ``normal="ema"`` a third, which is state.
+    from outside, several processes) it takes a second copy, with ``normal="ema"`` a third, which is state.
 
     **Options.** ``filter`` says what happens to a source gradient, given its inner products with the normal :math:`n`:
 
@@ -215,14 +215,15 @@ class TargetSkewedOptimizer(Optimizer):
         """Block whose backward passes make a source gradient. Blocks cannot be nested.
 
         Args:
-            name: which source city's, where there are several: each is filtered by itself. Not empty, and one line.
+            name: which source city's, where there are several: each is filtered by itself. One line, not empty; None is
+                ``"source"``.
         """
         if name is not None and (not name or "\n" in name):
             raise ValueError(f"name must be one line and not empty, but is {name!r}")
         gammas = self.gamma_source
-        if isinstance(gammas, Mapping) and name not in gammas:
+        if isinstance(gammas, Mapping) and (name or "source") not in gammas:
             raise ValueError(f"source({name!r}) has no weight: gamma_source names {sorted(gammas)}")
-        return self._slots.block(Kind("source", name), self._parameters)
+        return self._slots.block(Kind("source", None if name == "source" else name), self._parameters)
 
     def target(self) -> AbstractContextManager[None]:
         """Block whose backward passes make the target gradient. Blocks cannot be nested."""
