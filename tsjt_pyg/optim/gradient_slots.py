@@ -69,6 +69,7 @@ class GradientSlots:
         self.weighed = False
         #: The models that several processes train; known from the first block on.
         self.parallel: ParallelModels | None = None
+        self._parallel = False
         self._last: Kind | None = None
         self._reductions: list[Any] = []
 
@@ -128,7 +129,8 @@ class GradientSlots:
                 gradients[:] = [g.detach().clone() if g is not None and g._is_view() else g for g in gradients]
         mine = self.gathered.get(kind, [])
         _put(params, grads, mine)
-        self._entered = (mine, _versions(mine)) if is_parallel() else None
+        self._parallel = is_parallel()
+        self._entered = (mine, _versions(mine)) if self._parallel else None
 
     @torch.no_grad()
     def _leave(self, kind: Kind, params: list[Tensor]) -> None:
@@ -142,7 +144,7 @@ class GradientSlots:
             gradients += [None] * (len(params) - len(gradients))
         # A filtered gradient can be taken back but for rounding, which would differ between processes where one of the
         # two has not been reduced yet.
-        self.filtered = self._filter(self.gathered, not self._outer and not is_parallel())
+        self.filtered = self._filter(self.gathered, not self._outer and not self._parallel)
         result = _sum_of(self.gathered, len(params)) if self.filtered is None else self.filtered.gradient
         for i, outer in enumerate(self._outer):
             if outer is not None:

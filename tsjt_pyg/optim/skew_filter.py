@@ -61,14 +61,22 @@ class Filtered:
     """What a filter made of a round."""
 
     gradient: list[Tensor | None]
-    #: Gives the records as they are once the step is taken; None if nothing was filtered.
-    records: Callable[[], Tensor] | None = None
+    #: Makes the records as they are once the step is taken; None if nothing was filtered.
+    make_records: Callable[[], Tensor] | None = None
     #: Whether the records tell if all filtered gradients are finite.
     tells_finite: bool = False
     #: Positions of the gradients that passed unfiltered.
     unfiltered: list[int] = field(default_factory=list)
     #: Gives the target gradient back if it was overwritten.
     undo: Callable[[], None] | None = None
+    _records: Tensor | None = None
+
+    @property
+    def records(self) -> Tensor | None:
+        """The records as they are once the step is taken, made when they are first asked for."""
+        if self._records is None and self.make_records is not None:
+            self._records = self.make_records()
+        return self._records
 
 
 @dataclass(frozen=True)
@@ -111,10 +119,10 @@ class SkewFilter:
             gram = gramian(*vectors, scopes=scopes, num_scopes=round_.records.shape[1], groups=groups)
             gram = gram.to(round_.records.device)
             found = [self._decide(row, gram, i) for i, row in enumerate(rows)]
-            filtered.records = cache(partial(self._new_records, round_.records, rows, found))
+            filtered.make_records = partial(self._new_records, round_.records, rows, found)
         else:
             found = [dict(zip(self.record, row.unbind(-1), strict=True)) for row in rows]
-            filtered.records = lambda: round_.records
+            filtered.make_records = lambda: round_.records
         weighting = None if self.rule in FILTERS else weighting_of(self.rule)
         if self.rule in FILTERS:
             weights = self._weights(list(round_.sources), found, len(vectors))
@@ -311,11 +319,11 @@ def _undo(
 ) -> Callable[[], None]:
     """What gives the last gradient back where it was overwritten."""
 
-    @torch.no_grad()
     def undo() -> None:
         kept = [i for i, (g, t) in enumerate(zip(result, vectors[-1], strict=True)) if g is t]
         inverse: list[Weight] = [*(-w / weights[-1] for w in weights[:-1]), 1.0 / weights[-1]]
         of_kept = None if scopes is None else [scopes[i] for i in kept]
-        combine(inverse, *take(vectors, kept), scopes=of_kept, in_place=True)
+        with torch.no_grad():
+            combine(inverse, *take(vectors, kept), scopes=of_kept, in_place=True)
 
     return undo

@@ -401,7 +401,7 @@ class TargetSkewedOptimizer(Optimizer):
             return
         self.skew_state.grow_older()
         sources = [kind.name or "source" for kind in slots.gathered if kind.role == "source"]
-        self.skew_state.keep(sources, filtered.records(), skipped)
+        self.skew_state.keep(sources, filtered.records, skipped)
         if self.skew_filter.normal == "ema":
             self.skew_state.move_normals(slots.gathered[TARGET])
 
@@ -447,7 +447,7 @@ class TargetSkewedOptimizer(Optimizer):
         unfiltered = [g for i in filtered.unfiltered if (g := filtered.gradient[i]) is not None]
         names = [kind.name or "source" for kind in slots.gathered if kind.role == "source"]
         largest = min(torch.finfo(dtype).max for dtype in {g.dtype for g in grads})
-        return self.skew_filter.bound(names, filtered.records().tolist()) < largest and all_finite(unfiltered)
+        return self.skew_filter.bound(names, filtered.records.tolist()) < largest and all_finite(unfiltered)
 
     def _found_inf(self) -> Tensor | None:
         """1 where the base has to leave the step out, on the device; None where the host has looked, or nobody does."""
