@@ -8,6 +8,7 @@ from two_processes import TwoProcesses
 
 @pytest.fixture(params=OPTIONS, ids=lambda option: option.name)
 def option(request: pytest.FixtureRequest) -> Option:
+    request.param.skip_unless_possible()
     return request.param
 
 

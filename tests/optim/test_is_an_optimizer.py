@@ -130,6 +130,27 @@ def test_deepcopy_and_pickle_continue_like_the_original(option: Option, model: n
         assert other.stats() == ours.stats()
 
 
+def test_train_and_eval_reach_a_base_that_has_them(option: Option, model: nn.Module, twin: nn.Module) -> None:
+    ours, plain = option.skewed(model), option.plain(twin)
+    if not hasattr(plain, "eval"):
+        assert not hasattr(ours, "eval")
+        assert not hasattr(ours, "train")
+        return
+    for step in range(3):
+        for optimizer, net in ((ours, model), (plain, twin)):
+            optimizer.zero_grad()
+            losses(net, step)[1].backward()
+            optimizer.step()
+    in_training = weights(model)
+    ours.eval()
+    plain.eval()
+    assert not equal(weights(model), in_training)
+    assert equal(weights(model), weights(twin))
+    ours.train()
+    plain.train()
+    assert equal(weights(model), weights(twin))
+
+
 def test_a_closure_runs_once_and_first(option: Option, model: nn.Module, twin: nn.Module) -> None:
     ours, other = option.skewed(model), option.skewed(twin)
     calls = []
@@ -147,7 +168,7 @@ def test_a_closure_runs_once_and_first(option: Option, model: nn.Module, twin: n
     train(twin, other, range(1))
     assert calls == [1]
     assert loss is not None
-    assert loss.item() == losses(small_model(), 0)[1].item()
+    assert loss.item() == losses(small_model().to(option.device), 0)[1].item()
     assert equal(weights(model), weights(twin))
 
 

@@ -5,87 +5,21 @@ The reference is written here from the formula alone: numpy, float64, one flat v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from network_problems import Problem, flat, problems
 from torch.optim import SGD
 
 from tsjt_pyg.optim import TargetSkewedOptimizer, skew
-
-ACTIVATIONS = {"tanh": nn.Tanh, "softplus": nn.Softplus, "none": nn.Identity}
-
-
-@dataclass
-class Problem:
-    """A float64 network with two losses, and the two gradients autograd finds for them."""
-
-    model: nn.Module
-    source_loss: Tensor
-    target_loss: Tensor
-    sources: list[Tensor]
-    targets: list[Tensor]
-    gamma_source: float
-    gamma_target: float
-
-    @property
-    def dot(self) -> float:
-        return float(flat(self.sources) @ flat(self.targets))
-
-    @property
-    def scale(self) -> float:
-        """The size of the terms that the filter adds up, against which its rounding errors are measured."""
-        n_s, n_t = np.linalg.norm(flat(self.sources)), np.linalg.norm(flat(self.targets))
-        return float(self.gamma_source * n_s + self.gamma_target * n_t)
-
-
-def flat(gradients: list[Tensor]) -> np.ndarray:
-    return np.concatenate([g.detach().numpy().ravel() for g in gradients])
 
 
 def reference(g_s: np.ndarray, g_t: np.ndarray, gamma_source: float, gamma_target: float) -> np.ndarray:
     if g_s @ g_t >= 0 or g_t @ g_t == 0:
         return gamma_source * g_s + gamma_target * g_t
     return gamma_source * (g_s - (g_s @ g_t) / (g_t @ g_t) * g_t) + gamma_target * g_t
-
-
-@st.composite
-def problems(draw: st.DrawFn, conflict: bool | None = None) -> Problem:
-    widths = draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
-    activation = ACTIVATIONS[draw(st.sampled_from(sorted(ACTIVATIONS)))]
-    bias = draw(st.booleans())
-    seed = draw(st.integers(0, 2**31 - 1))
-    # From a target that wants the opposite of the source (-1) to one that wants the same (1).
-    agreement = draw(st.floats(-1, 1))
-    gammas = draw(st.sampled_from([(1.0, 1.0), (0.001, 0.2), (1.0, 0.0), (0.5, 3.0)]))
-    generator = torch.Generator().manual_seed(seed)
-    layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(widths):
-        layers += [nn.Linear(n_in, n_out, bias=bias, dtype=torch.float64), activation()]
-    model = nn.Sequential(*layers)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    x = torch.randn(7, widths[0], generator=generator, dtype=torch.float64)
-    y = torch.randn(7, widths[-1], generator=generator, dtype=torch.float64)
-    noise = torch.randn(7, widths[-1], generator=generator, dtype=torch.float64)
-    source_loss = (model(x) - y).square().mean()
-    target_loss = (model(x) - (agreement * y + 0.3 * noise)).square().mean() * draw(st.sampled_from([1e-3, 1.0, 1e3]))
-    if conflict:
-        target_loss = (agreement - 1.5) * source_loss + 0.1 * target_loss
-    params = list(model.parameters())
-    sources = list(torch.autograd.grad(source_loss, params, retain_graph=True))
-    targets = list(torch.autograd.grad(target_loss, params, retain_graph=True))
-    problem = Problem(model, source_loss, target_loss, sources, targets, *gammas)
-    assume(np.linalg.norm(flat(sources)) > 1e-6 and np.linalg.norm(flat(targets)) > 1e-6)
-    if conflict:
-        assume(problem.dot < 0)
-    return problem
 
 
 def filtered(problem: Problem) -> np.ndarray:

@@ -159,8 +159,11 @@ class GradientSlots:
         return self._changed([p.grad for p in params])
 
     def _changed(self, grads: list[Tensor | None]) -> bool:
-        if len(grads) != len(self._written):
-            return bool(self._written) or any(g is not None for g in grads)
+        # A parameter group may have been added since.
+        if len(grads) < len(self._written) or any(g is not None for g in grads[len(self._written) :]):
+            return True
+        if not self._written:
+            return False
         if all(map(operator.is_, grads, self._written)):
             return _versions(grads) != self._versions
         return not all(map(_is_same, grads, self._written))

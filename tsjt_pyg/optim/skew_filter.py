@@ -109,6 +109,11 @@ class SkewFilter:
     def __call__(self, round_: Round) -> Filtered:
         """Filter the source gradients of a round and add them to the target's."""
         filtered, members = _set_apart(round_)
+        if self.normal == "ema":
+            # Clipping and the base may overwrite `.grad`, but the average needs the target gradient as it was.
+            for i in filtered.unfiltered:
+                if (g := filtered.gradient[i]) is not None and g is round_.target[i]:
+                    filtered.gradient[i] = g.clone()
         if not members:
             return filtered
         vectors = self._vectors(round_, members)
@@ -160,7 +165,8 @@ class SkewFilter:
 
     def _normal(self, vectors: list[list[Tensor]], num_sources: int) -> Sequence[Tensor]:
         if self.normal == "ema":
-            return torch._foreach_lerp(vectors[num_sources], vectors[-1], self.ema_rate)
+            average, target = ([t.to_dense() if t.is_sparse else t for t in g] for g in vectors[num_sources:])
+            return torch._foreach_lerp(average, target, self.ema_rate)
         return vectors[num_sources]  # the held-out gradient, or the target's, which then comes next
 
     def _shares_of_normal(self, num_sources: int) -> dict[int, float]:
@@ -180,7 +186,11 @@ class SkewFilter:
         if self.normal != "batch":
             shares = self._shares_of_normal(m - 2)
             sn = torch.stack([w * gram[..., i, k] for k, w in shares.items()]).sum(0)
-            nn = torch.stack([v * w * gram[..., j, k] for j, v in shares.items() for k, w in shares.items()]).sum(0)
+            terms = torch.stack([v * w * gram[..., j, k] for j, v in shares.items() for k, w in shares.items()])
+            nn = terms.sum(0)
+            # Where the average and the gradient cancel, only rounding errors are left, a negative square among them.
+            gone = nn < 1e-12 * terms.abs().sum(0)
+            sn, nn = sn.masked_fill(gone, 0.0), nn.masked_fill(gone, 0.0)
         if self.balance:
             known["source_average"] = known["source_average"].lerp(ss.sqrt(), self.ema_rate)
             known["target_average"] = known["target_average"].lerp(tt.sqrt(), self.ema_rate)

@@ -15,7 +15,9 @@ from tsjt_pyg.optim.skew_filter import Gradient, SkewFilter
 
 #: Prefix of our keys in the first parameter group.
 OWN = "skew_"
-_COUNTS, _SOURCES, _RECORDS, _AGE, _NORMAL = (OWN + key for key in ("counts", "sources", "records", "age", "normal"))
+_COUNTS, _SOURCES, _RECORDS, _FIELDS, _AGE, _NORMAL = (
+    OWN + key for key in ("counts", "sources", "records", "fields", "age", "normal")
+)
 
 
 class SkewState:
@@ -43,7 +45,6 @@ class SkewState:
     @property
     def sources(self) -> list[str]:
         """Names of the sources, in the order of their first blocks."""
-        # One string, because checkpoint libraries flatten lists.
         names: str = self._group()[_SOURCES]
         return names.split("\n") if names else []
 
@@ -55,27 +56,33 @@ class SkewState:
         return records if len(records) == count else records[:count]
 
     def make_room(self, sources: Sequence[str] = ()) -> None:
-        """Create what is missing for these sources and the scopes there are now."""
+        """Create what is missing for these sources, the scopes there are now and the filter's options."""
         group = self._group()
         device = group["params"][0].device if group["params"] else torch.device("cpu")
         options: dict[str, Any] = {"dtype": widest(device), "device": device}
+        fields = self._filter.record
         if _COUNTS not in group:
-            group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: ""})
-            # With room for one source, or for those that have a weight, so that a checkpoint library finds its shape.
+            # Names in one string, because checkpoint libraries flatten lists; room for one source, or for those that
+            # have a weight, so that such a library finds the shape that it knows.
             gammas = self._filter.gamma_source
             rows = len(gammas) if isinstance(gammas, Mapping) else 1
-            group[_RECORDS] = torch.zeros(rows, self._num_scopes(), len(self._filter.record), **options)
+            group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: "", _FIELDS: "\n".join(fields)})
+            group[_RECORDS] = torch.zeros(rows, self._num_scopes(), len(fields), **options)
         new = [name for name in sources if name not in self.sources]
         if new:
             group[_SOURCES] = "\n".join([*self.sources, *new])
-            if self._filter.lag > 1:
-                group[_AGE] = 0  # the new source has no weights yet
-        size = (max(len(self.sources), len(group[_RECORDS])), self._num_scopes())
-        if group[_RECORDS].shape[:2] != size:
-            records = torch.zeros(*size, len(self._filter.record), **options)
-            old = group[_RECORDS][:, : size[1]]
-            records[: old.shape[0], : old.shape[1]] = old
-            group[_RECORDS] = records
+        old, since = group[_RECORDS], group[_FIELDS].split("\n")
+        size = (max(len(self.sources), len(old)), self._num_scopes())
+        if old.shape[:2] != size or since != list(fields):  # a loaded state may be that of other options
+            records = torch.zeros(*size, len(fields), **options)
+            kept = [name for name in fields if name in since]
+            to, of = [fields.index(name) for name in kept], [since.index(name) for name in kept]
+            scopes = min(old.shape[1], size[1])
+            records[: len(old), :scopes, to] = old[:, :scopes, of]
+            group.update({_RECORDS: records, _FIELDS: "\n".join(fields)})
+            new = [*new, ""]
+        if new and self._filter.lag > 1:
+            group[_AGE] = 0  # what is new has no weights yet
 
     def follow_device(self) -> None:
         """After loading: torch moves a loaded state to the parameters' device, but not what lies in the groups."""
@@ -90,9 +97,11 @@ class SkewState:
         # Usually all of them: then the tensor itself, so that nothing is launched.
         return self.records if rows == list(range(len(self.records))) else torch.stack([self.records[i] for i in rows])
 
-    def is_due(self) -> bool:
+    def is_due(self, sources: Sequence[str]) -> bool:
         """Whether the filter has to look at the gradients, or the weights of the last time do (``lag``)."""
-        return self._filter.lag == 1 or self._group().get(_AGE, 0) % self._filter.lag == 0
+        if self._filter.lag == 1 or self._group().get(_AGE, 0) % self._filter.lag == 0:
+            return True
+        return any(name not in self.sources for name in sources)
 
     def grow_older(self) -> None:
         """A step with filtered gradients was taken."""

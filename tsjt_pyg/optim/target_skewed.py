@@ -249,8 +249,9 @@ class TargetSkewedOptimizer(Optimizer):
             {None: source_loss} if isinstance(source_loss, Tensor) else dict(source_loss.items())
         )
         graphs = [graph_of(loss) for loss in (*losses.values(), target_loss)]
-        if not self.skew_state.is_due() and self._one_pass_will_do([leaves for _, leaves in graphs]):
-            self._backward_of_weighted(losses, target_loss)
+        names = [name or "source" for name in losses]
+        if names and not self.skew_state.is_due(names) and self._one_pass_will_do([leaves for _, leaves in graphs]):
+            self._backward_of_weighted(names, [*losses.values(), target_loss])
             return
         for i, (name, loss) in enumerate(losses.items()):
             nodes = graphs[i][0]
@@ -387,7 +388,7 @@ class TargetSkewedOptimizer(Optimizer):
                 normal=normal,
                 scopes=self.skew_state.scopes(),
                 records=self.skew_state.records_of(list(sources)),
-                refresh=self.skew_state.is_due(),
+                refresh=self.skew_state.is_due(list(sources)),
                 in_place=may_overwrite and self.skew_filter.may_overwrite_target,
             )
         )
@@ -414,11 +415,10 @@ class TargetSkewedOptimizer(Optimizer):
         # A parameter of one city keeps its gradient unweighted.
         return bool(reached[0]) and all(r == reached[0] for r in reached)
 
-    def _backward_of_weighted(self, losses: Mapping[str | None, Tensor], target_loss: Tensor) -> None:
-        names = [name or "source" for name in losses]
+    def _backward_of_weighted(self, names: Sequence[str], losses: Sequence[Tensor]) -> None:
+        """One pass of the sources' losses and the target's."""
         weights = self.skew_filter.last_weights(names, self.skew_state.records_of(names))
-        weighted = [w * loss for w, loss in zip(weights, (*losses.values(), target_loss), strict=True)]
-        loss = torch.stack([w.to(target_loss) for w in weighted]).sum()
+        loss = torch.stack([w * of_one for w, of_one in zip(weights, losses, strict=True)]).sum().to(losses[-1])
         self._prepare(loss)
         loss.backward()
         self._slots.weighed = True

@@ -69,6 +69,8 @@ def gramian(
     for i, scope in enumerate(scopes):
         per_scope.setdefault(scope, []).append(i)
     count = max(per_scope, default=-1) + 1 if num_scopes is None else num_scopes
+    if count == 0:
+        return torch.zeros(0, len(gradients), len(gradients), dtype=torch.float64)
     of_scope = [_gramian_of_one_scope([[g[i] for i in per_scope.get(k, [])] for g in gradients]) for k in range(count)]
     device = next((g.device for g in of_scope if g.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([g.to(device) for g in of_scope])

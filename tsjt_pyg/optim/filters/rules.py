@@ -109,14 +109,16 @@ def balance_factor(source_norm: Tensor, target_norm: Tensor, strength: float) ->
 
     .. math:: r\,\frac{\|g_t\|}{\|g_s\|} + 1 - r
 
-    Source: He et al., "MetaBalance", WWW 2022, arXiv 2203.06801, with moving averages for both norms.
+    Source: He et al., "MetaBalance", WWW 2022, arXiv 2203.06801, with moving averages for both norms. A zero source
+    gradient, which no factor brings anywhere, gives 1.
 
     Args:
         source_norm: norm of the source gradient, or a moving average of it.
         target_norm: the same of the target gradient.
         strength: the relaxation :math:`r`, from 0 (leave the norm) to 1 (take the target's).
     """
-    return strength * target_norm / source_norm.clamp(min=torch.finfo(source_norm.dtype).tiny) + (1 - strength)
+    factor = strength * target_norm / source_norm.clamp(min=torch.finfo(source_norm.dtype).tiny) + (1 - strength)
+    return torch.where(source_norm == 0, torch.ones_like(factor), factor)
 
 
 def agreeing(sources: Sequence[Tensor], normals: Sequence[Tensor]) -> list[Tensor]:
