@@ -28,8 +28,8 @@ def small_model(seed: int = 0) -> nn.Sequential:
 def losses(model: nn.Module, step: int) -> tuple[Tensor, Tensor]:
     """Source and target loss of one step, on data that differ from step to step and pull apart."""
     generator = torch.Generator().manual_seed(1000 + step)
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
-    x, y = (torch.randn(shape, generator=generator).to(device) for shape in ((8, 3), (8, 2)))
+    like = next(model.parameters()) if isinstance(model, nn.Module) else torch.empty(0)
+    x, y = (torch.randn(shape, generator=generator).to(like) for shape in ((8, 3), (8, 2)))
     return (model(x) - y).square().mean(), (model(x * 0.9) + y).square().mean()
 
 

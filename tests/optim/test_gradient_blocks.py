@@ -229,6 +229,22 @@ def test_a_backward_pass_between_rounds_of_blocks_starts_a_new_round_on_top(mode
     assert_close(gradients(model), [e + g for e, g in zip(first, filtered(g_s, g_t), strict=True)])
 
 
+def test_gradients_changed_between_blocks_are_warned_about_once(
+    model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = optimizer_for(model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with optimizer.source():
+            losses(model, 0)[0].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        with optimizer.target():
+            losses(model, 0)[1].backward()
+        optimizer.step()
+    assert caplog.text.count("changed since source() was left") == 1
+    assert "target() begins anew" in caplog.text
+
+
 def test_without_zero_grad_after_a_step_gradients_pile_up_as_in_torch(model: nn.Module) -> None:
     optimizer = optimizer_for(model)
     optimizer.backward(*losses(model, 0))
@@ -280,7 +296,7 @@ def test_sparse_gradients_stay_sparse() -> None:
 
 def bytes_alive() -> int:
     gc.collect()
-    storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), Tensor) and not t.is_sparse]
+    storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter) and not t.is_sparse]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 

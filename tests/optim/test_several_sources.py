@@ -70,17 +70,22 @@ def test_a_parameter_has_its_sources_named_in_the_statistics_in_the_order_of_the
     assert stats["pems04"]["kappa"] == 2.0  # as it was when it last took part
 
 
-@pytest.mark.parametrize("name", ["", "source"])
-def test_a_source_called_source_is_the_one_without_a_name(name: str) -> None:
+def test_a_source_called_source_is_the_one_without_a_name() -> None:
     p = parameter(0.0, 0.0)
     optimizer = TargetSkewedOptimizer([p], SGD, lr=0.1)
-    leave(optimizer, {None: p.sum(), name: 10 * p.sum()}, p.sum())
+    leave(optimizer, {None: p.sum(), "source": 10 * p.sum()}, p.sum())
     assert p.grad.tolist() == [12.0, 12.0]
     optimizer.step()
     assert list(optimizer.stats(per="source")) == ["source"]
 
 
-@pytest.mark.parametrize("name", ["pems08", None, ""])
+@pytest.mark.parametrize("name", ["", "pems\n04"])
+def test_a_name_is_one_line_and_not_empty(name: str) -> None:
+    with pytest.raises(ValueError, match="name must be one line and not empty, but is "):
+        TargetSkewedOptimizer([parameter(0.0)], SGD, lr=0.1).source(name)
+
+
+@pytest.mark.parametrize("name", ["pems08", None])
 def test_a_source_that_the_dictionary_of_weights_does_not_name_is_refused(model: nn.Module, name: str | None) -> None:
     optimizer = TargetSkewedOptimizer(model.parameters(), SGD, lr=0.1, gamma_source={"pems04": 1.0, "los": 0.5})
     message = rf"source\({name!r}\) has no weight: gamma_source names \['los', 'pems04'\]"

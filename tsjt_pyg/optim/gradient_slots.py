@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torch import Tensor
 from tsjt_pyg.optim.filters.grouping import locals_of
 from tsjt_pyg.optim.parallel import ParallelModels, is_parallel
 from tsjt_pyg.optim.skew_filter import Filtered, Gradient
+
+_logger = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
@@ -69,6 +72,7 @@ class GradientSlots:
         self.weighed = False
         #: The models that several processes train; known from the first block on.
         self.parallel: ParallelModels | None = None
+        self._warned = False
         self._parallel = False
         self._last: Kind | None = None
         self._reductions: list[Any] = []
@@ -117,6 +121,14 @@ class GradientSlots:
     def _enter(self, kind: Kind, params: list[Tensor]) -> None:
         grads = [p.grad for p in params]
         if self._changed(grads):
+            if self.gathered and not self._warned:
+                self._warned = True
+                _logger.warning(
+                    "the gradients were changed since %s was left (clipped, or added to outside of the blocks), so they "
+                    "count as ordinary ones from here on, and %s begins anew: change them after the last block",
+                    self._last,
+                    kind,
+                )
             self.clear()
             self._outer = [None if g is None else g.detach().clone() for g in grads]
         elif self.filtered is not None and self.filtered.undo is not None:

@@ -50,6 +50,11 @@ class SkewHistory:
         every: int = 50,
         prefix: str = "skew",
     ) -> None:
+        if not isinstance(optimizer, TargetSkewedOptimizer):
+            raise TypeError(
+                f"optimizer must be a TargetSkewedOptimizer, but is a {type(optimizer).__name__}; of a wrapper, give "
+                "what it wraps (its .optimizer)"
+            )
         if every < 1:
             raise ValueError(f"every must be at least 1, but is {every!r}")
         self.writer, self.every, self.prefix = writer, every, prefix
