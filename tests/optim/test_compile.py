@@ -54,10 +54,31 @@ FUNCTIONS: dict[str, Callable[[list[Tensor], list[Tensor]], Any]] = {
 }
 
 
+def assert_close(actual: Any, expected: Any) -> None:
+    """To what sums of float32 are known, against the largest number of a tensor."""
+    if isinstance(expected, Tensor):
+        torch.testing.assert_close(
+            actual,
+            expected,
+            rtol=1e-2 if expected.dtype is torch.bfloat16 else 1e-5,
+            atol=1e-6 * float(expected.abs().max()),
+        )
+        return
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["aot_eager", inductor])
-def test_the_filters_compile_to_one_graph_and_give_the_same(name: str, dtype: torch.dtype, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("aot_eager", torch.float32),
+        ("aot_eager", torch.bfloat16),
+        pytest.param(*inductor.values, torch.float32, marks=inductor.marks),
+    ],
+)
+def test_the_filters_compile_to_one_graph_and_give_the_same(name: str, backend: str, dtype: torch.dtype) -> None:
     shapes = [(3, 4), (5,), (), (40, 300)]
     s, t = random(*shapes, dtype=dtype), random(*shapes, seed=1, dtype=dtype)
     t[0] -= 3 * s[0]
@@ -65,7 +86,7 @@ def test_the_filters_compile_to_one_graph_and_give_the_same(name: str, dtype: to
     compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend=backend)
     expected = FUNCTIONS[name](s, t)
     for _ in range(2):
-        torch.testing.assert_close(compiled(s, t), expected)
+        assert_close(compiled(s, t), expected)
     assert equal([*s, *t], before)
 
 
@@ -98,16 +119,21 @@ def step_in_one_call(optimizer: TargetSkewedOptimizer, model: nn.Module, x: Tens
 
 
 @pytest.mark.parametrize(
-    ("step", "base", "kwargs"),
+    ("backend", "step", "base", "kwargs"),
     [
-        (step_in_blocks, Adam, {}),
-        (step_in_one_call, SGD, {"lag": 2}),
-        (step_in_blocks, SGD, {"filter": "vaccine", "scope": "tensor", "normal": "ema", "balance": 0.5}),
+        ("aot_eager", step_in_blocks, Adam, {}),
+        ("eager", step_in_one_call, SGD, {"lag": 2}),
+        pytest.param(
+            *inductor.values,
+            step_in_blocks,
+            SGD,
+            {"filter": "vaccine", "scope": "tensor", "normal": "ema", "balance": 0.5},
+            marks=inductor.marks,
+        ),
     ],
 )
-@pytest.mark.parametrize("backend", ["aot_eager", inductor])
 def test_a_compiled_training_step_does_what_the_plain_one_does(
-    step: Callable[..., Tensor], base: type[SGD] | type[Adam], kwargs: dict[str, Any], backend: str
+    backend: str, step: Callable[..., Tensor], base: type[SGD] | type[Adam], kwargs: dict[str, Any]
 ) -> None:
     results = []
     for compiled in (False, True):
@@ -124,8 +150,10 @@ def test_a_compiled_training_step_does_what_the_plain_one_does(
     assert results[1][2]["steps"] == 4
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", inductor])
-@pytest.mark.parametrize("kwargs", [{}, {"lag": 2}], ids=["plain", "lag"])
+@pytest.mark.parametrize(
+    ("backend", "kwargs"),
+    [("aot_eager", {}), ("aot_eager", {"lag": 2}), pytest.param(*inductor.values, {}, marks=inductor.marks)],
+)
 def test_a_compiled_model_trains_as_the_plain_one_does(
     model: nn.Module, twin: nn.Module, backend: str, kwargs: dict[str, Any]
 ) -> None:

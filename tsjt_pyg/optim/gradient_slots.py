@@ -124,8 +124,8 @@ class GradientSlots:
             if self.gathered and not self._warned:
                 self._warned = True
                 _logger.warning(
-                    "the gradients were changed since %s was left (clipped, or added to outside of the blocks), so they "
-                    "count as ordinary ones from here on, and %s begins anew: change them after the last block",
+                    "the gradients were changed since %s was left (clipped, or added to outside of the blocks), so "
+                    "they count as ordinary ones from here on, and %s begins anew: change them after the last block",
                     self._last,
                     kind,
                 )

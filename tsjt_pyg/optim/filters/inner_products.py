@@ -69,11 +69,12 @@ def gramian(
     for i, scope in enumerate(scopes):
         per_scope.setdefault(scope, []).append(i)
     count = max(per_scope, default=-1) + 1 if num_scopes is None else num_scopes
-    if count == 0:
-        return torch.zeros(0, len(gradients), len(gradients), dtype=torch.float64)
-    of_scope = [_gramian_of_one_scope([[g[i] for i in per_scope.get(k, [])] for g in gradients]) for k in range(count)]
-    device = next((g.device for g in of_scope if g.device.type != "cpu"), torch.device("cpu"))
-    return torch.stack([g.to(device) for g in of_scope])
+    of_scope = {k: _gramian_of_one_scope([[g[i] for i in of] for g in gradients]) for k, of in per_scope.items()}
+    device = next((g.device for g in of_scope.values() if g.device.type != "cpu"), torch.device("cpu"))
+    # Made where it is needed: a copy to the device would wait for it.
+    nothing = torch.zeros(len(gradients), len(gradients), dtype=widest(device), device=device)
+    grams = [of_scope[k].to(device) if k in of_scope else nothing for k in range(count)]
+    return torch.stack(grams) if grams else nothing.expand(0, -1, -1)
 
 
 def _gramian_of_one_scope(
