@@ -60,6 +60,22 @@ def test_blocks_accumulate_and_every_exit_gives_the_filter_of_what_is_there(
         assert_close(gradients(model), filtered(sums["s"], sums["t"]) if len(sums) == 2 else sums[kind])
 
 
+def test_gradients_that_autograd_puts_into_one_place_are_not_written_twice() -> None:
+    p, q = (nn.Parameter(torch.tensor([[1.0, 2.0]])) for _ in range(2))
+
+    def loss(to: float) -> Tensor:
+        return (p.unsqueeze(0) + q.unsqueeze(0) - to).square().sum()
+
+    g_s, g_t = (list(torch.autograd.grad(loss(to), [p, q])) for to in (9.0, -5.0))
+    expected = filtered([g.clone() for g in g_s], [g.clone() for g in g_t])
+    loss(0.0).backward()
+    assert p.grad.data_ptr() == q.grad.data_ptr()
+    optimizer = TargetSkewedOptimizer([p, q], SGD, lr=0.1, gamma_source=0.7, gamma_target=0.3)
+    optimizer.zero_grad()
+    optimizer.backward(loss(9.0), loss(-5.0))
+    assert_close([p.grad, q.grad], expected)
+
+
 def test_several_backward_passes_in_one_block_add_up(model: nn.Module) -> None:
     optimizer, (g_s, g_t) = optimizer_for(model), conflicting(model)
     with optimizer.source():

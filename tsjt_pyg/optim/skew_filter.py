@@ -22,7 +22,7 @@ from tsjt_pyg.optim.filters import (
     vaccine_coefficient,
 )
 from tsjt_pyg.optim.filters.combination import Weight
-from tsjt_pyg.optim.filters.grouping import alike, take
+from tsjt_pyg.optim.filters.grouping import alike, locals_of, take
 from tsjt_pyg.optim.filters.matrix import weighting_of
 from tsjt_pyg.optim.filters.rules import projection
 
@@ -142,13 +142,14 @@ class SkewFilter:
         if self.rule == "sign":
             along = self._normal(vectors, len(round_.sources))
             vectors[: len(round_.sources)] = [agreeing(g, along) for g in vectors[: len(round_.sources)]]
-        result = combine(weights, *vectors, scopes=scopes, in_place=round_.in_place, groups=groups)
+        in_place = round_.in_place and not _share_memory(vectors[-1])
+        result = combine(weights, *vectors, scopes=scopes, in_place=in_place, groups=groups)
         if len(members) == len(filtered.gradient):
             filtered.gradient = list(result)
         else:
             for i, g in zip(members, result, strict=True):
                 filtered.gradient[i] = g
-        if round_.in_place:
+        if in_place:
             filtered.undo = _undo(weights, vectors, result, scopes)
         return filtered
 
@@ -285,6 +286,14 @@ def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
             filtered.gradient[i] = total
             filtered.unfiltered.append(i)
     return filtered, members
+
+
+def _share_memory(gradients: Sequence[Tensor]) -> bool:
+    """Whether two gradients lie in the same place: autograd gives one to parameters that were added as views."""
+    if torch.compiler.is_compiling():
+        return True
+    places = [g.data_ptr() for g in locals_of(gradients) if g.layout is torch.strided]
+    return len(set(places)) < len(places)
 
 
 def _filled(
