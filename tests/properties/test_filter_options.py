@@ -44,7 +44,8 @@ class Reference:
     scopes: list[int]
     normals: dict[int, Array] = field(default_factory=dict)
     memory: dict[tuple[str, int], Memory] = field(default_factory=dict)
-    age: int = 0
+    ages: dict[str, int] = field(default_factory=dict)
+    due: bool = True
     #: To how much the inputs of the formulas are known so far, and the result, both relative to the terms' size.
     precision: float = 1e-15
     slack: float = 2e-13
@@ -81,8 +82,7 @@ class Reference:
         self.normal = nothing
         if not shared:
             return total
-        if any((name, 0) not in self.memory for name in sources):
-            self.age = 0
+        self.due = any(self.ages.get(name, 0) % self.options["lag"] == 0 for name in sources)
         if restored:
             self._lose_digits(sources, target, shared)
         self.normal = [self._normal(i, target[i], held_out[i]) if i in shared else None for i in range(count)]
@@ -101,7 +101,7 @@ class Reference:
                 )
                 for i, part in zip(members, np.split(kept, np.cumsum([v.size for v in s])[:-1]), strict=False):
                     total[i] = total[i] + gamma * part.reshape(total[i].shape)
-        self.age += 1
+        self.ages |= {name: self.ages.get(name, 0) + 1 for name in sources}
         self.normals |= {i: self._average(i, g) for i, g in enumerate(target) if g is not None}
         return total
 
@@ -128,7 +128,7 @@ class Reference:
         return (1 - rho) * self.normals[i] + rho * target if i in self.normals else target
 
     def _kept(self, memory: Memory, s: Array, n: Array, t: Array, gamma: float) -> Array:
-        if self.age % self.options["lag"] == 0:
+        if self.due:
             self._decide(memory, s, n, t)
         if self.options["filter"] == "sign":
             s = np.where(np.sign(s) * np.sign(n) < 0, 0.0, s)

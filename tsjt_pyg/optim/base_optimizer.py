@@ -38,6 +38,8 @@ def build_base(
             "base must be a torch.optim.Optimizer class, a functools.partial of one, or an instance, but "
             f"{base!r} gave {type(built).__name__}"
         )
+    if any(group.get("differentiable") for group in built.param_groups):
+        raise ValueError("base must not be differentiable=True: the filter is no part of the graph of .grad")
     closure = inspect.signature(type(built).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,7 @@ def filter_from_arguments(
     _check_number("ema_rate", options["ema_rate"], 0, 1, above=True)
     if options["max_kappa"] is not None:
         _check_number("max_kappa", options["max_kappa"], 0, math.inf)
-    if isinstance(options["lag"], bool) or not isinstance(options["lag"], int):
+    if isinstance(options["lag"], bool) or not isinstance(options["lag"], Integral):
         raise TypeError(f"lag must be a whole number, but is {options['lag']!r}")
     if options["lag"] < 1:
         raise ValueError(f"lag must be at least 1, but is {options['lag']!r}")
@@ -72,9 +72,9 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...], more: str = "
 
 
 def _check_number(name: str, value: Any, low: float, high: float, above: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but is {value!r}")
-    if not low <= value <= high or (above and value == low):
+    if not low <= float(value) <= high or (above and value == low):
         between = "not negative" if high == math.inf else f"between {low} and {high}"
         raise ValueError(f"{name} must be {between}{f' and above {low}' if above else ''}, but is {value!r}")
 

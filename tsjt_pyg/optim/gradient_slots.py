@@ -68,8 +68,8 @@ class GradientSlots:
         self.open_block: Kind | None = None
         #: What the filter made of this round; None as long as there is nothing to filter.
         self.filtered: Filtered | None = None
-        #: Whether one backward pass of the weighted losses made this round's gradient.
-        self.weighed = False
+        #: The sources whose weighted losses made this round's gradient in one backward pass.
+        self.weighed: list[str] = []
         #: The models that several processes train; known from the first block on.
         self.parallel: ParallelModels | None = None
         self._warned = False
@@ -83,8 +83,9 @@ class GradientSlots:
         self._outer.clear()
         self._written.clear()
         self.filtered = None
-        self.weighed = False
+        self.weighed = []
         self._last = None
+        self._entered = None
 
     @property
     def holds_outer(self) -> bool:
@@ -120,7 +121,10 @@ class GradientSlots:
 
     def _enter(self, kind: Kind, params: list[Tensor]) -> None:
         grads = [p.grad for p in params]
-        if self._changed(grads):
+        if all(g is None for g in grads) and HELD_OUT not in self.gathered:  # also after the model's own zero_grad()
+            if self._written:
+                self.clear()
+        elif self._changed(grads):
             if self.gathered and not self._warned:
                 self._warned = True
                 _logger.warning(

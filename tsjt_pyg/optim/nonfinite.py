@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def all_finite(grads: Sequence[Tensor]) -> bool:
     """Whether no gradient holds nan or inf."""
     # A sum is the cheapest test, but it may also overflow: only then look at each element.
     return all(_sum_is_finite(g) for g in grads) or all(_is_finite(g) for g in grads)
+
+
+def found_inf_of(grads: Sequence[Tensor]) -> Tensor | None:
+    """1 if a gradient holds nan or inf, on the device, without waiting for it; None if there is nothing to look at."""
+    some = [g for g in grads if g.numel()]
+    if not some:
+        return None
+    # The largest element: a sum of squares may overflow where nothing is wrong.
+    largest = [n.full_tensor() if isinstance(n, DTensor) else n for n in torch._foreach_norm(some, math.inf)]
+    return (~torch.stack([n.to(largest[0].device, torch.float32) for n in largest]).isfinite().all()).float()
 
 
 def describe_nonfinite(param_groups: list[dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from tsjt_pyg.optim.filters import (
     vaccine_coefficient,
 )
 from tsjt_pyg.optim.filters.combination import Weight
-from tsjt_pyg.optim.filters.grouping import alike, locals_of, take
+from tsjt_pyg.optim.filters.grouping import alike, constant, locals_of, take
 from tsjt_pyg.optim.filters.matrix import weighting_of
 from tsjt_pyg.optim.filters.rules import projection
 
@@ -262,7 +262,7 @@ class SkewFilter:
         return total
 
 
-@cache
+@constant
 def _replaced(length: int, device: torch.device) -> Tensor:
     """Which fields of a record do not count."""
     return torch.tensor([False, False] + [True] * (length - 2), device=device)
@@ -291,6 +291,8 @@ def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
 def _share_memory(gradients: Sequence[Tensor]) -> bool:
     """Whether two gradients lie in the same place: autograd gives one to parameters that were added as views."""
     if torch.compiler.is_compiling():
+        return True
+    if any(g.dtype in (torch.float16, torch.bfloat16) for g in gradients):
         return True
     places = [g.data_ptr() for g in locals_of(gradients) if g.layout is torch.strided]
     return len(set(places)) < len(places)

@@ -15,8 +15,8 @@ from tsjt_pyg.optim.skew_filter import Gradient, SkewFilter
 
 #: Prefix of our keys in the first parameter group.
 OWN = "skew_"
-_COUNTS, _SOURCES, _RECORDS, _FIELDS, _AGE, _NORMAL = (
-    OWN + key for key in ("counts", "sources", "records", "fields", "age", "normal")
+_COUNTS, _SOURCES, _RECORDS, _FIELDS, _AGES, _NORMAL = (
+    OWN + key for key in ("counts", "sources", "records", "fields", "ages", "normal")
 )
 
 
@@ -61,36 +61,31 @@ class SkewState:
         device = group["params"][0].device if group["params"] else torch.device("cpu")
         options: dict[str, Any] = {"dtype": widest(device), "device": device}
         fields = self._filter.record
+        layout = "\n".join((self._filter.scope, *fields))
+        # A weight that nobody has decided yet is 1.
+        fresh = torch.tensor([float(name == "factor") for name in fields], **options)
         if _COUNTS not in group:
             # Names in one string, because checkpoint libraries flatten lists; room for one source, or for those that
             # have a weight, so that such a library finds the shape that it knows.
             gammas = self._filter.gamma_source
             rows = len(gammas) if isinstance(gammas, Mapping) else 1
-            group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: "", _FIELDS: "\n".join(fields)})
-            group[_RECORDS] = torch.zeros(rows, self._num_scopes(), len(fields), **options)
+            group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: "", _FIELDS: layout})
+            group[_RECORDS] = fresh.repeat(rows, self._num_scopes(), 1)
+        elif group[_COUNTS].device != device:  # the model was moved
+            group.update({key: group[key].to(device) for key in (_COUNTS, _RECORDS)})
         new = [name for name in sources if name not in self.sources]
         if new:
             group[_SOURCES] = "\n".join([*self.sources, *new])
-        old, since = group[_RECORDS], group[_FIELDS].split("\n")
+        old, (scope, *since) = group[_RECORDS], group[_FIELDS].split("\n")
         size = (max(len(self.sources), len(old)), self._num_scopes())
-        if old.shape[:2] != size or since != list(fields):  # a loaded state may be that of other options
-            records = torch.zeros(*size, len(fields), **options)
-            kept = [name for name in fields if name in since]
+        if old.shape[:2] != size or group[_FIELDS] != layout:  # a loaded state may be that of other options
+            records = fresh.repeat(*size, 1)
+            kept = [name for name in fields if name in since] if scope == self._filter.scope else []
             to, of = [fields.index(name) for name in kept], [since.index(name) for name in kept]
             scopes = min(old.shape[1], size[1])
             records[: len(old), :scopes, to] = old[:, :scopes, of]
-            group.update({_RECORDS: records, _FIELDS: "\n".join(fields)})
-            new = [*new, ""]
-        if new and self._filter.lag > 1:
-            group[_AGE] = 0  # what is new has no weights yet
-
-    def follow_device(self) -> None:
-        """After loading: torch moves a loaded state to the parameters' device, but not what lies in the groups."""
-        group = self._group()
-        if group["params"]:
-            device = group["params"][0].device
-            group.update({key: group[key].to(device) for key in (_COUNTS, _RECORDS) if key in group})
-        self.make_room()
+            group.update({_RECORDS: records, _FIELDS: layout})
+            group.pop(_AGES, None)  # what is new has no weights yet
 
     def records_of(self, sources: Sequence[str]) -> Tensor:
         rows = [self.sources.index(name) for name in sources]
@@ -99,14 +94,27 @@ class SkewState:
 
     def is_due(self, sources: Sequence[str]) -> bool:
         """Whether the filter has to look at the gradients, or the weights of the last time do (``lag``)."""
-        if self._filter.lag == 1 or self._group().get(_AGE, 0) % self._filter.lag == 0:
+        if self._filter.lag == 1:
             return True
-        return any(name not in self.sources for name in sources)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"lag={self._filter.lag} decides in every step whether to look at the gradients, which a CUDA graph "
+                "cannot: capture with lag=1"
+            )
+        ages = self._ages()
+        return any(ages.get(name, 0) % self._filter.lag == 0 for name in sources)
 
-    def grow_older(self) -> None:
-        """A step with filtered gradients was taken."""
-        if self._filter.lag > 1:
-            self._group()[_AGE] = self._group().get(_AGE, 0) + 1
+    def grow_older(self, sources: Sequence[str]) -> None:
+        """A step with filtered gradients of these sources was taken."""
+        if self._filter.lag > 1 and sources:
+            ages = self._ages()
+            ages.update({name: ages.get(name, 0) + 1 for name in sources})
+            self._group()[_AGES] = "\n".join(str(ages.get(name, 0)) for name in self.sources)
+
+    def _ages(self) -> dict[str, int]:
+        """Steps of every source since the first look at its gradients."""
+        ages = self._group().get(_AGES, "")
+        return dict(zip(self.sources, map(int, ages.split("\n") if ages else ()), strict=False))
 
     def count_step(self, skipped: Tensor | bool) -> None:
         if isinstance(skipped, Tensor):
@@ -116,13 +124,16 @@ class SkewState:
 
     def keep(self, sources: Sequence[str], records: Tensor, skipped: Tensor | None) -> None:
         """Make the records of these sources those of a step, unless that step was skipped."""
+        # Whoever mended a gradient before the step may go on with it, but what is remembered stays as it was.
+        records = torch.where(records.isfinite(), records, self.records_of(sources)[:, : records.shape[1]])
         if skipped is not None:
             records = torch.where(skipped.to(records.device) > 0, self.records_of(sources), records)
+        # A parameter group may have been added since.
         if list(sources) == self.sources:
-            self.records.copy_(records)
+            self.records[:, : records.shape[1]].copy_(records)
             return
         for name, record in zip(sources, records, strict=True):
-            self.records[self.sources.index(name)].copy_(record)
+            self.records[self.sources.index(name), : len(record)].copy_(record)
 
     def normals(self) -> list[Tensor | None]:
         """The running average of the target gradient, where there is one yet."""
@@ -134,15 +145,16 @@ class SkewState:
         # After the base's step, because bases initialise the state of a parameter when it is empty.
         normals, gradients = [], []
         params = [p for group in self._groups() for p in group["params"]]
-        for p, g in zip(params, target, strict=True):
-            if g is None:
+        for p, g in zip(params, target, strict=False):  # a parameter group may have been added since
+            if g is None or p.grad is None:  # the base has made no state for it
                 continue
             g = g.to_dense() if g.layout is not torch.strided else g
             if _NORMAL in self._base.state[p]:
-                normals.append(self._base.state[p][_NORMAL])
-                gradients.append(g)
+                normal = self._base.state[p][_NORMAL]
+                normals.append(normal)
+                gradients.append(torch.where(g.isfinite(), g, normal))
             else:
-                self._base.state[p][_NORMAL] = g.clone()
+                self._base.state[p][_NORMAL] = g.nan_to_num(0.0, 0.0, 0.0)
         if normals:
             torch._foreach_lerp_(normals, gradients, self._filter.ema_rate)
 

@@ -17,7 +17,7 @@ from tsjt_pyg.optim.base_optimizer import build_base, skips_on_device, step_base
 from tsjt_pyg.optim.filter_arguments import filter_from_arguments
 from tsjt_pyg.optim.gradient_slots import HELD_OUT, TARGET, GradientSlots, Kind
 from tsjt_pyg.optim.loss_graph import graph_of
-from tsjt_pyg.optim.nonfinite import all_finite, describe_nonfinite
+from tsjt_pyg.optim.nonfinite import all_finite, describe_nonfinite, found_inf_of
 from tsjt_pyg.optim.skew_filter import Filtered, Gradient, Round, SkewFilter
 from tsjt_pyg.optim.skew_state import OWN, SkewState
 from tsjt_pyg.optim.stats import stats_of
@@ -55,9 +55,10 @@ class TargetSkewedOptimizer(Optimizer):
     forgotten, as after ``zero_grad()``; parameters and optimizer state are as before.
 
     **Memory.** One copy of the gradients beyond ``.grad``, from the second block to ``step()``: the filtered gradient
-    is written over the target's, which a further block restores (to rounding errors of the size of the filter's own).
-    Where the target's cannot be had back (``gamma_target=0``, the filter ``"sign"``, a filter of one's own, a ``.grad``
-    from outside, several processes) it takes a second copy, with ``normal="ema"`` a third, which is state.
+    is written over the target's, which a further block restores (to rounding errors of the larger of the two; halves
+    are copied instead). A ``.grad`` that you hold on to is overwritten too. Where the target's cannot be had back
+    (``gamma_target=0``, the filter ``"sign"``, a filter of one's own, a ``.grad`` from outside, several processes) it
+    takes a second copy, with ``normal="ema"`` a third, which is state.
 
     **Options.** ``filter`` says what happens to a source gradient, given its inner products with the normal :math:`n`:
 
@@ -93,12 +94,13 @@ class TargetSkewedOptimizer(Optimizer):
             for one a parameter group.
         normal: what a source gradient must not oppose. ``"batch"``: this round's target gradient. ``"ema"``: its
             running average :math:`m \leftarrow m + \rho (g_t - m)`, this round's included, kept in the parameters'
-            state; it moves when a step is taken. ``"held_out"``: the gradient made in ``held_out()`` blocks, which
-            every round then needs; it does not join the step but for the correction.
+            state; it moves when a filtered step is taken. ``"held_out"``: the gradient made in ``held_out()`` blocks,
+            which every round then needs; it does not join the step but for the correction.
         balance: relaxation :math:`r` in :math:`g_s \leftarrow g_s (r \|g_t\|/\|g_s\| + 1 - r)`, with running
             averages of the norms, before the filter; from 0 (off) to 1.
-        max_kappa: largest :math:`\kappa`; a conflict beyond it is removed in part only. None: no cap is needed for
-            bounded steps, because :math:`\kappa\|n\| \le \|g_s\|` always.
+        max_kappa: largest :math:`\kappa`; a conflict beyond it is removed in part only. None: no cap, since
+            :math:`\kappa\|n\| \le \|g_s\|` (with ``"vaccine"`` 23 times that, its goal being 0.999 at most); but with
+            ``lag``, whose weights meet other gradients than those that they were made for, give one.
         ema_rate: :math:`\rho`, the weight of the newest value in all running averages (published: Bloop 0.01 to 0.1,
             GradVac 0.01, MetaBalance 0.1).
         lag: the weights are refreshed in every ``lag``-th filtered step only. In between the last ones are applied, and
@@ -106,8 +108,8 @@ class TargetSkewedOptimizer(Optimizer):
             ``normal="batch"``, not ``"sign"``, the same parameters in all losses).
         on_nonfinite: what ``step()`` does about a nan or inf in ``.grad``: ``"skip"`` leaves parameters and base
             untouched, counts and logs the step; ``"raise"`` raises RuntimeError. None: skip where all gradients are on
-            the CPU; elsewhere only fused bases skip, because they can without waiting for the device. A GradScaler
-            skips such steps itself, before this check.
+            the CPU; elsewhere only fused bases skip (not with ``normal="ema"``), because they can without waiting for
+            the device. A GradScaler skips such steps itself, before this check.
         **base_kwargs: passed to ``base``.
 
     Example:
@@ -218,6 +220,8 @@ class TargetSkewedOptimizer(Optimizer):
             name: which source city's, where there are several: each is filtered by itself. One line, not empty; None is
                 ``"source"``.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string or None, but is {name!r}")
         if name is not None and (not name or "\n" in name):
             raise ValueError(f"name must be one line and not empty, but is {name!r}")
         gammas = self.gamma_source
@@ -245,6 +249,10 @@ class TargetSkewedOptimizer(Optimizer):
             source_loss: loss of the source, or of each source by its name.
             target_loss: loss of the target.
         """
+        if not isinstance(source_loss, Tensor | Mapping):
+            raise TypeError(
+                f"source_loss must be a tensor, or one a source by name, but is a {type(source_loss).__name__}"
+            )
         losses: dict[str | None, Tensor] = (
             {None: source_loss} if isinstance(source_loss, Tensor) else dict(source_loss.items())
         )
@@ -313,6 +321,7 @@ class TargetSkewedOptimizer(Optimizer):
             filtered.
         """
         own = self.skew_state
+        own.make_room()
         return stats_of(own.counts, own.records, own.sources, own.scope_names(), per)
 
     def state_dict(self) -> dict[str, Any]:
@@ -333,7 +342,7 @@ class TargetSkewedOptimizer(Optimizer):
             replaced = pre_hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         self.base.load_state_dict(state_dict)
-        self.skew_state.follow_device()
+        self.skew_state.make_room()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -396,12 +405,11 @@ class TargetSkewedOptimizer(Optimizer):
     def _commit(self, skipped: Tensor | None) -> None:
         """Make what the filter found in this round part of the state."""
         slots, filtered = self._slots, self._slots.filtered
-        if slots.weighed:
-            self.skew_state.grow_older()
+        self.skew_state.grow_older(slots.weighed)
         if filtered is None or filtered.records is None:
             return
-        self.skew_state.grow_older()
         sources = [kind.name or "source" for kind in slots.gathered if kind.role == "source"]
+        self.skew_state.grow_older(sources)
         self.skew_state.keep(sources, filtered.records, skipped)
         if self.skew_filter.normal == "ema":
             self.skew_state.move_normals(slots.gathered[TARGET])
@@ -418,10 +426,10 @@ class TargetSkewedOptimizer(Optimizer):
     def _backward_of_weighted(self, names: Sequence[str], losses: Sequence[Tensor]) -> None:
         """One pass of the sources' losses and the target's."""
         weights = self.skew_filter.last_weights(names, self.skew_state.records_of(names))
-        loss = torch.stack([w * of_one for w, of_one in zip(weights, losses, strict=True)]).sum().to(losses[-1])
+        loss = torch.stack([w * of_one.sum() for w, of_one in zip(weights, losses, strict=True)]).sum().to(losses[-1])
         self._prepare(loss)
         loss.backward()
-        self._slots.weighed = True
+        self._slots.weighed = list(names)
 
     def _must_skip(self) -> bool:
         """Whether there is a nan or inf that the host has to look for, and found."""
@@ -454,4 +462,4 @@ class TargetSkewedOptimizer(Optimizer):
         grads = [p.grad for p in self._parameters() if p.grad is not None]
         if self.on_nonfinite is not None or self.skew_filter.normal == "ema" or not skips_on_device(self.base, grads):
             return None
-        return (~torch.stack(torch._foreach_norm(grads)).isfinite().all()).float()
+        return found_inf_of(grads)

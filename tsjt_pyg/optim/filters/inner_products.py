@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from tsjt_pyg.optim.filters.grouping import (
     alike,
     bucket_elements,
     check_paired,
+    constant,
     filled_buckets,
     holds_dtensors,
     locals_of,
@@ -25,7 +25,7 @@ _CPU_SLICE_ELEMENTS = 2**20
 _SLICE_ELEMENTS = 2**26
 # Up to here widening to float64 costs nothing that one could measure.
 _WIDE_ELEMENTS = 2**11
-# Added to sums of squares in float32: smaller ones are lost in part, and would make a quotient too large.
+# A sum of squares that float32 holds only in part counts as 0.
 _SMALLEST_NARROW_SQUARE = 1e-30
 
 
@@ -39,7 +39,7 @@ def gramian(
 
     Float64 gradients and small float32 ones are multiplied and summed in float64, large ones in float32 (halves are
     widened to it first), in slices whose sums are added in float64. So no squared float16 norm overflows; a large one
-    whose norm is above 1e19 gives infinity, and 1e-30 is added to its square, because smaller squares are lost.
+    whose norm is above 1e19 gives infinity, and one below 1e-15 counts as zero.
 
     DTensors give their global products: the local ones are summed over the mesh dimensions that shard them.
 
@@ -125,21 +125,22 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor]], groups: Sequence[Seque
         device = sums[-1].device
         here = sums if len({s.get_device() for s in sums}) == 1 else [s.to(device) for s in sums]
         parts = torch.stack(here).view(-1, len(pairs)).sum(0, dtype=widest(device))
-        places, floor = _places(m, device)
+        places, squares = _places(m, device)
         if sums is narrow:
-            parts = parts + floor
+            # A product, so that nan stays: it has to be seen.
+            parts = parts * (parts.take(squares).amin(0) >= _SMALLEST_NARROW_SQUARE)
         gram = parts.take(places)
         total = gram if total is None else total + gram.to(total.device)
     return torch.zeros(m, m, dtype=torch.float64) if total is None else total
 
 
-@cache
+@constant
 def _places(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the product of every two vectors stands in the list of pairs, and what is added to the squares there."""
+    """Where the product of every two vectors stands in the list of pairs, and where each pair's two squares stand."""
     pairs = [(i, j) for i in range(m) for j in range(i, m)]
     places = [[pairs.index((min(i, j), max(i, j))) for j in range(m)] for i in range(m)]
-    floor = [_SMALLEST_NARROW_SQUARE if i == j else 0.0 for i, j in pairs]
-    return torch.tensor(places, device=device), torch.tensor(floor, dtype=widest(device), device=device)
+    squares = [[pairs.index((i, i)) for i, _ in pairs], [pairs.index((j, j)) for _, j in pairs]]
+    return torch.tensor(places, device=device), torch.tensor(squares, device=device)
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -140,7 +140,7 @@ def agreeing(sources: Sequence[Tensor], normals: Sequence[Tensor]) -> list[Tenso
             real = agreeing([torch.view_as_real(s)], [torch.view_as_real(n)])[0]
             masked.append(torch.view_as_complex(real))
         else:
-            masked.append(torch.where(s.sign() * n.sign() < 0, torch.zeros_like(s), s))
+            masked.append(torch.where(s.sign() * n.sign() < 0, s * 0.0, s))
     return masked
 
 
