@@ -84,8 +84,9 @@ class SkewState:
             to, of = [fields.index(name) for name in kept], [since.index(name) for name in kept]
             scopes = min(old.shape[1], size[1])
             records[: len(old), :scopes, to] = old[:, :scopes, of]
+            if old.shape[1] != size[1] or group[_FIELDS] != layout:
+                group.pop(_AGES, None)  # what is new has no weights yet; a new source has no age anyway
             group.update({_RECORDS: records, _FIELDS: layout})
-            group.pop(_AGES, None)  # what is new has no weights yet
 
     def records_of(self, sources: Sequence[str]) -> Tensor:
         rows = [self.sources.index(name) for name in sources]
