@@ -144,7 +144,6 @@ class SkewState:
     @torch.no_grad()
     def move_normals(self, target: Gradient) -> None:
         # After the base's step, because bases initialise the state of a parameter when it is empty.
-        normals, gradients = [], []
         params = [p for group in self._groups() for p in group["params"]]
         for p, g in zip(params, target, strict=False):  # a parameter group may have been added since
             if g is None or p.grad is None:  # the base has made no state for it
@@ -152,12 +151,10 @@ class SkewState:
             g = g.to_dense() if g.layout is not torch.strided else g
             if _NORMAL in self._base.state[p]:
                 normal = self._base.state[p][_NORMAL]
-                normals.append(normal)
-                gradients.append(torch.where(g.isfinite(), g, normal))
+                # One at a time, because each takes scratch memory.
+                normal.lerp_(torch.where(g.isfinite(), g, normal), self._filter.ema_rate)
             else:
                 self._base.state[p][_NORMAL] = g.nan_to_num(0.0, 0.0, 0.0)
-        if normals:
-            torch._foreach_lerp_(normals, gradients, self._filter.ema_rate)
 
     def scopes(self) -> list[int] | None:
         """For every parameter the scope to which it belongs; None if there is one for all."""
