@@ -366,7 +366,8 @@ def test_following_waits_for_no_value_and_only_the_skip_check_of_the_step_reads_
     without = count_reads(range(1, 4))
     history = SkewHistory(optimizer, Writer(), every=10)
     assert count_reads(range(4, 7)) == without
-    assert set(without) <= {"tolist", "__bool__"}
+    # The filter itself takes its inner products from gradients in the host's memory, where they lie, as arrays.
+    assert set(without) <= {"tolist", "__bool__", "numpy", "__float__"}
     assert len(history.to_frame()) == 3 * 2 * 4
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from tsjt_pyg.optim.filters import (
     vaccine_coefficient,
 )
 from tsjt_pyg.optim.filters.combination import Weight
-from tsjt_pyg.optim.filters.grouping import alike, constant, locals_of, take
+from tsjt_pyg.optim.filters.grouping import alike, locals_of, take
 from tsjt_pyg.optim.filters.matrix import weighting_of
 from tsjt_pyg.optim.filters.rules import projection
 
@@ -36,6 +36,8 @@ RECORD = ("filtered", "conflicts", "source_square", "dot", "normal_square", "tar
 
 Gradient = Sequence[Tensor | None]
 _Fields = dict[str, Tensor]
+# They have too few digits to be restored.
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -119,14 +121,13 @@ class SkewFilter:
         vectors = self._vectors(round_, members)
         scopes = None if round_.scopes is None else [round_.scopes[i] for i in members]
         gram, groups = None, alike(vectors)
-        rows = round_.records.unbind() if scopes is not None else [r[0] for r in round_.records.unbind()]
         if round_.refresh:
             gram = gramian(*vectors, scopes=scopes, num_scopes=round_.records.shape[1], groups=groups)
             gram = gram.to(round_.records.device)
-            found = [self._decide(row, gram, i) for i, row in enumerate(rows)]
-            filtered.make_records = partial(self._new_records, round_.records, rows, found)
+            found = self._decide(round_, gram)
+            filtered.make_records = partial(self._new_records, round_, found)
         else:
-            found = [dict(zip(self.record, row.unbind(-1), strict=True)) for row in rows]
+            found = self._fields(round_)
             filtered.make_records = lambda: round_.records
         weighting = None if self.rule in FILTERS else weighting_of(self.rule)
         if self.rule in FILTERS:
@@ -142,7 +143,7 @@ class SkewFilter:
         if self.rule == "sign":
             along = self._normal(vectors, len(round_.sources))
             vectors[: len(round_.sources)] = [agreeing(g, along) for g in vectors[: len(round_.sources)]]
-        in_place = round_.in_place and not _share_memory(vectors[-1])
+        in_place = round_.in_place and _can_be_restored(vectors[-1], groups)
         result = combine(weights, *vectors, scopes=scopes, in_place=in_place, groups=groups)
         if len(members) == len(filtered.gradient):
             filtered.gradient = list(result)
@@ -176,12 +177,20 @@ class SkewFilter:
             return {num_sources: 1 - self.ema_rate, -1: self.ema_rate}
         return {num_sources if self.normal == "held_out" else -1: 1.0}
 
-    def _decide(self, row: Tensor, gram: Tensor, i: int) -> _Fields:
-        """What follows for one source from its record and the inner products; fields that do not change are missing."""
-        more = self.record[len(RECORD) :]
-        known = dict(zip(more, row[..., len(RECORD) :].unbind(-1), strict=True)) if more else {}
-        m = gram.shape[-1]
+    def _fields(self, round_: Round, start: int = 0) -> list[_Fields]:
+        """The records of every source by the names of their fields, from one field on."""
+        rows = round_.records.unbind() if round_.scopes is not None else [r[0] for r in round_.records.unbind()]
+        return [dict(zip(self.record[start:], row[..., start:].unbind(-1), strict=True)) for row in rows]
+
+    def _decide(self, round_: Round, gram: Tensor) -> list[_Fields]:
+        """What follows for every source from its record and the inner products; fields that stay are missing."""
+        own = len(self.record) > len(RECORD)
+        known = self._fields(round_, len(RECORD)) if own else [{} for _ in round_.sources]
         entries = gram.flatten(-2).unbind(-1)
+        return [self._decide_one(fields, gram, entries, i) for i, fields in enumerate(known)]
+
+    def _decide_one(self, known: _Fields, gram: Tensor, entries: Sequence[Tensor], i: int) -> _Fields:
+        m = gram.shape[-1]
         ss, sn, tt = entries[i * m + i], entries[i * m + m - 1], entries[-1]
         nn = tt
         if self.normal != "batch":
@@ -211,18 +220,17 @@ class SkewFilter:
             known["kappa"] = known["kappa"].clamp(max=self.max_kappa)
         return {"source_square": ss, "dot": sn, "normal_square": nn, "target_square": tt, **known}
 
-    def _new_records(self, records: Tensor, rows: Sequence[Tensor], found: Sequence[_Fields]) -> Tensor:
+    def _new_records(self, round_: Round, found: Sequence[_Fields]) -> Tensor:
         new = []
-        for row, fields in zip(rows, found, strict=True):
-            dot = fields["dot"]
-            counted = {"filtered": torch.ones_like(dot), "conflicts": (dot < 0).to(dot.dtype)}
-            values = {"kappa": torch.zeros_like(dot), **fields, **counted}
-            columns = torch.stack([values[name] for name in self.record], dim=-1)
-            # The counters add up, the rest is replaced; not by a product, because there may be a nan to replace.
-            new.append(columns + row.masked_fill(_replaced(len(values), row.device), 0.0))
-        return (new[0] if len(new) == 1 else torch.stack(new)).view_as(records)
+        for old, fields in zip(self._fields(round_), found, strict=True):
+            counted = {"filtered": old["filtered"] + 1.0, "conflicts": old["conflicts"] + (fields["dot"] < 0)}
+            values = {**fields, **counted}
+            if "kappa" not in values:
+                values["kappa"] = torch.zeros_like(old["kappa"])
+            new.append(torch.stack([values[name] for name in self.record], dim=-1))
+        return (new[0] if len(new) == 1 else torch.stack(new)).view_as(round_.records)
 
-    @property
+    @cached_property
     def record(self) -> tuple[str, ...]:
         """Names of what is remembered of every source and scope."""
         return (
@@ -262,12 +270,6 @@ class SkewFilter:
         return total
 
 
-@constant
-def _replaced(length: int, device: torch.device) -> Tensor:
-    """Which fields of a record do not count."""
-    return torch.tensor([False, False] + [True] * (length - 2), device=device)
-
-
 def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
     """Positions of the parameters with a target gradient and a source gradient; all others keep the sum they have."""
     filtered = Filtered(list(round_.target))
@@ -288,14 +290,14 @@ def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
     return filtered, members
 
 
-def _share_memory(gradients: Sequence[Tensor]) -> bool:
-    """Whether two gradients lie in the same place: autograd gives one to parameters that were added as views."""
-    if torch.compiler.is_compiling():
-        return True
-    if any(g.dtype in (torch.float16, torch.bfloat16) for g in gradients):
-        return True
-    places = [g.data_ptr() for g in locals_of(gradients) if g.layout is torch.strided]
-    return len(set(places)) < len(places)
+def _can_be_restored(gradients: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> bool:
+    """Whether gradients that were overwritten with the filtered ones can be had back from them."""
+    if torch.compiler.is_compiling() or any(gradients[g[0]].dtype in _HALVES for g in groups):
+        return False
+    # Not if two lie in the same place: autograd gives one to parameters that were added as views.
+    strided = [gradients[i] for g in groups if gradients[g[0]].layout is torch.strided for i in g]
+    places = set(map(Tensor.data_ptr, locals_of(strided)))
+    return len(places) == len(strided)
 
 
 def _filled(

@@ -62,15 +62,13 @@ class SkewState:
         options: dict[str, Any] = {"dtype": widest(device), "device": device}
         fields = self._filter.record
         layout = "\n".join((self._filter.scope, *fields))
-        # A weight that nobody has decided yet is 1.
-        fresh = torch.tensor([float(name == "factor") for name in fields], **options)
         if _COUNTS not in group:
             # Names in one string, because checkpoint libraries flatten lists; room for one source, or for those that
             # have a weight, so that such a library finds the shape that it knows.
             gammas = self._filter.gamma_source
             rows = len(gammas) if isinstance(gammas, Mapping) else 1
             group.update({_COUNTS: torch.zeros(2, **options), _SOURCES: "", _FIELDS: layout})
-            group[_RECORDS] = fresh.repeat(rows, self._num_scopes(), 1)
+            group[_RECORDS] = self._fresh(rows, options)
         elif group[_COUNTS].device != device:  # the model was moved
             group.update({key: group[key].to(device) for key in (_COUNTS, _RECORDS)})
         new = [name for name in sources if name not in self.sources]
@@ -79,7 +77,7 @@ class SkewState:
         old, (scope, *since) = group[_RECORDS], group[_FIELDS].split("\n")
         size = (max(len(self.sources), len(old)), self._num_scopes())
         if old.shape[:2] != size or group[_FIELDS] != layout:  # a loaded state may be that of other options
-            records = fresh.repeat(*size, 1)
+            records = self._fresh(size[0], options)
             kept = [name for name in fields if name in since] if scope == self._filter.scope else []
             to, of = [fields.index(name) for name in kept], [since.index(name) for name in kept]
             scopes = min(old.shape[1], size[1])
@@ -87,6 +85,11 @@ class SkewState:
             if old.shape[1] != size[1] or group[_FIELDS] != layout:
                 group.pop(_AGES, None)  # what is new has no weights yet; a new source has no age anyway
             group.update({_RECORDS: records, _FIELDS: layout})
+
+    def _fresh(self, rows: int, options: dict[str, Any]) -> Tensor:
+        # A weight that nobody has decided yet is 1.
+        start = torch.tensor([float(name == "factor") for name in self._filter.record], **options)
+        return start.repeat(rows, self._num_scopes(), 1)
 
     def records_of(self, sources: Sequence[str]) -> Tensor:
         rows = [self.sources.index(name) for name in sources]
@@ -121,7 +124,7 @@ class SkewState:
         if isinstance(skipped, Tensor):
             self.counts.add_(torch.stack((1 - skipped, skipped)).to(self.counts))
         else:
-            self.counts[int(skipped)] += 1
+            self.counts.unbind()[int(skipped)].add_(1)
 
     def keep(self, sources: Sequence[str], records: Tensor, skipped: Tensor | None) -> None:
         """Make the records of these sources those of a step, unless that step was skipped."""

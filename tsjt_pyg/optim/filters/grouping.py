@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-_CPU_BUCKET_ELEMENTS = 2**15
+# Above, NumPy's BLAS would wake threads of its own, which disturb those of torch.
+_CPU_BUCKET_ELEMENTS = 2**13
 _BUCKET_ELEMENTS = 2**20
-
-
-def constant(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps small tensors by the arguments that made them, so that none is copied to a device twice."""
-    kept: dict[Any, Any] = {}
-
-    @wraps(make)
-    def made(*arguments: Any) -> Any:
-        if arguments in kept:
-            return kept[arguments]
-        found = make(*arguments)
-        # Those of a mode (fake tensors, inference) are of no use outside of it.
-        if all(type(t) is Tensor and not t.is_inference() for t in (found if isinstance(found, tuple) else (found,))):
-            kept[arguments] = found
-        return found
-
-    return made
 
 
 def check_paired(*gradients: Sequence[Tensor | None]) -> None:

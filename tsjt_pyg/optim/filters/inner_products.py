@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
@@ -13,18 +15,19 @@ from tsjt_pyg.optim.filters.grouping import (
     alike,
     bucket_elements,
     check_paired,
-    constant,
     filled_buckets,
     holds_dtensors,
     locals_of,
     take,
 )
 
+# So many tensors of one shape are worth buckets of their own.
+_FREQUENT = 8
 # Large tensors are read in slices that stay in the cache between the products.
 _CPU_SLICE_ELEMENTS = 2**20
 _SLICE_ELEMENTS = 2**26
 # Up to here widening to float64 costs nothing that one could measure.
-_WIDE_ELEMENTS = 2**11
+_WIDE_ELEMENTS = 2**10
 # A sum of squares that float32 holds only in part counts as 0.
 _SMALLEST_NARROW_SQUARE = 1e-30
 
@@ -110,48 +113,71 @@ def _sum_over_shards(gram: Tensor, like: DTensor) -> Tensor:
 def _local_gramian(gradients: Sequence[Sequence[Tensor]], groups: Sequence[Sequence[int]] | None = None) -> Tensor:
     m = len(gradients)
     pairs = [(i, j) for i in range(m) for j in range(i, m)]
-    narrow: list[Tensor] = []
-    wide: list[Tensor] = []
-    dot = torch.dot
+    # Tracers, fake tensors and other subclasses have no numbers to show.
+    plain = not torch.compiler.is_compiling() and all(set(map(type, g)) == {Tensor} for g in gradients)
+    #: By device and whether float32 summed them: for each pair the products of its pieces.
+    products: dict[tuple[torch.device, bool], list[list[Any]]] = {}
     for members in alike(gradients) if groups is None else groups:
-        for vectors in _pieces(take(gradients, members)):
-            sums = narrow if vectors[0].dtype is torch.float32 else wide
-            for i, j in pairs:
-                sums.append(dot(vectors[i], vectors[j]))
-    total: Tensor | None = None
-    for sums in (narrow, wide):
-        if not sums:
-            continue
-        device = sums[-1].device
-        here = sums if len({s.get_device() for s in sums}) == 1 else [s.to(device) for s in sums]
-        parts = torch.stack(here).view(-1, len(pairs)).sum(0, dtype=widest(device))
-        places, squares = _places(m, device)
-        if sums is narrow:
-            # A product, so that nan stays: it has to be seen.
-            parts = parts * (parts.take(squares).amin(0) >= _SMALLEST_NARROW_SQUARE)
-        gram = parts.take(places)
-        total = gram if total is None else total + gram.to(total.device)
+        of_group = take(gradients, members)
+        device = of_group[0][0].device
+        for vectors in _pieces(of_group, plain):
+            first = vectors[0][0]
+            dot: Callable[..., Any]
+            dot, narrowest = (torch.dot, torch.float32) if isinstance(first, Tensor) else (np.vdot, np.float32)
+            narrow = first.dtype == narrowest
+            of_kind = products.setdefault((device, narrow), [[] for _ in pairs])
+            for of_pair, (i, j) in zip(of_kind, pairs, strict=True):
+                of_pair += map(dot, vectors[i], vectors[j])
+            del first, vectors  # else the scratch of two pieces would be there at a time
+    total = None
+    for (device, narrow), of_kind in products.items():
+        gram = (_sum_of_numbers if plain and device.type == "cpu" else _sum_of_tensors)(of_kind, m, narrow)
+        total = gram if total is None else total.to(device) + gram if device.type != "cpu" else total + gram.to(total)
     return torch.zeros(m, m, dtype=torch.float64) if total is None else total
 
 
-@constant
-def _places(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the product of every two vectors stands in the list of pairs, and where each pair's two squares stand."""
-    pairs = [(i, j) for i in range(m) for j in range(i, m)]
-    places = [[pairs.index((min(i, j), max(i, j))) for j in range(m)] for i in range(m)]
-    squares = [[pairs.index((i, i)) for i, _ in pairs], [pairs.index((j, j)) for _, j in pairs]]
-    return torch.tensor(places, device=device), torch.tensor(squares, device=device)
+def _sum_of_numbers(products: Sequence[Sequence[Any]], m: int, narrow: bool) -> Tensor:
+    """The gramian of products on the host, where numbers are faster than tensors."""
+    sums = [sum(map(float, of_pair)) for of_pair in products]
+    rows = [[sums[k] for k in of_row] for of_row in _places(m)]
+    if narrow:
+        counts = [rows[i][i] >= _SMALLEST_NARROW_SQUARE for i in range(m)]
+        if not all(counts):
+            # A product, so that nan stays: it has to be seen.
+            rows = [[rows[i][j] * (counts[i] and counts[j]) for j in range(m)] for i in range(m)]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _sum_of_tensors(products: Sequence[Sequence[Tensor]], m: int, narrow: bool) -> Tensor:
+    """The same without waiting for the device."""
+    device = products[0][0].device
+    sums = torch.stack([t for of_pair in products for t in of_pair]).view(len(products), -1)
+    of_pairs = sums.sum(1, dtype=widest(device)).unbind()
+    gram = torch.stack([of_pairs[k] for of_row in _places(m) for k in of_row]).view(m, m)
+    if narrow:
+        counts = gram.diagonal() >= _SMALLEST_NARROW_SQUARE
+        gram = gram * (counts * counts[:, None])
+    return gram
+
+
+def _places(m: int) -> list[list[int]]:
+    """Where the product of every two vectors stands in the list of pairs."""
+    return [[min(i, j) * m - min(i, j) * (min(i, j) + 1) // 2 + max(i, j) for j in range(m)] for i in range(m)]
 
 
 def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _pieces(gradients: Sequence[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
-    """Of gradients that are alike: the same piece of each as a vector, until all pieces have been handed out."""
+def _pieces(gradients: Sequence[Sequence[Tensor]], plain: bool) -> Iterator[Sequence[list[Any]]]:
+    """Of gradients that are alike: the same pieces of each as lists of vectors, until all have been handed out.
+
+    Small ones are gathered. Plain tensors on the CPU, unless large, come as arrays of NumPy, whose products cost less
+    than half of what torch's do there.
+    """
     first = gradients[0][0]
     if any(g[0].layout is not torch.strided for g in gradients):
-        yield _aligned([g[0] for g in gradients])
+        yield [[v] for v in _aligned([g[0] for g in gradients])]
         return
     dtype = first.dtype
     if dtype.is_complex:
@@ -162,22 +188,55 @@ def _pieces(gradients: Sequence[Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]
         gradients = [[g[0].to(dtype)] for g in gradients]
     # Halves are widened piece by piece.
     work = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    slice_size = _CPU_SLICE_ELEMENTS if first.device.type == "cpu" else _SLICE_ELEMENTS
+    on_cpu = first.device.type == "cpu"
+    slice_size = _CPU_SLICE_ELEMENTS if on_cpu else _SLICE_ELEMENTS
     capacity = bucket_elements(first.device)
-    sizes = [t.numel() for t in gradients[0]]
-    small: list[int] = []
-    for i, size in enumerate(sizes):
-        if size < capacity // 4:
-            small.append(i)
-            continue
-        flat = [g[i].reshape(-1) for g in gradients]
-        for piece in (flat,) if size <= slice_size else zip(*(v.split(slice_size) for v in flat), strict=True):
-            yield piece if work is dtype else [v.to(work) for v in piece]
-    of_small = take(gradients, small)
-    for run in filled_buckets([sizes[i] for i in small], capacity):
-        gathered = [_flatten_dense_tensors(g[run.start : run.stop]) for g in of_small]
-        of_run = widest(first.device) if gathered[0].numel() <= _WIDE_ELEMENTS else work
-        yield gathered if of_run is dtype else [v.to(of_run) for v in gathered]
+    plain = plain and on_cpu and work is dtype
+    others: list[int] = []
+    for shape, members in _by_shape(gradients[0]).items():
+        size = shape.numel()
+        of_shape = take(gradients, members)
+        if plain and _WIDE_ELEMENTS < size < capacity and (arrays := _as_arrays(of_shape)):
+            yield arrays
+        elif size >= capacity // 4:
+            for of_one in zip(*of_shape, strict=True):
+                for piece in zip(*(t.reshape(-1).split(slice_size) for t in of_one), strict=True):
+                    yield [[v.to(work)] for v in piece]
+        elif len(members) < _FREQUENT or not shape:
+            others += members
+        else:
+            count = capacity // max(1, size)
+            for start in range(0, len(members), count):
+                # Several times faster than with a view of each as a vector.
+                parts = [g[start : start + count] for g in of_shape]
+                yield _gathered([torch.cat(list(part)).reshape(-1) for part in parts], work, plain)
+    of_others = take(gradients, others)
+    for run in filled_buckets([t.numel() for t in of_others[0]], capacity):
+        yield _gathered([_flatten_dense_tensors(g[run.start : run.stop]) for g in of_others], work, plain)
+
+
+def _gathered(vectors: list[Tensor], dtype: torch.dtype, plain: bool) -> list[list[Any]]:
+    """In this dtype, and small ones in the widest there is."""
+    to = widest(vectors[0].device) if vectors[0].numel() <= _WIDE_ELEMENTS else dtype
+    wide = [[v.to(to)] for v in vectors]
+    return (_as_arrays(wide) if plain else None) or wide
+
+
+def _as_arrays(gradients: Sequence[Sequence[Tensor]]) -> list[list[Any]] | None:
+    try:
+        return [list(map(Tensor.numpy, g)) for g in gradients]
+    except RuntimeError:  # a gradient has a graph, or is a view that negates
+        return None
+
+
+def _by_shape(tensors: Sequence[Tensor]) -> Mapping[torch.Size, Sequence[int]]:
+    shapes = [t.shape for t in tensors]
+    if len(set(shapes)) == 1:
+        return {shapes[0]: range(len(shapes))}
+    members: dict[torch.Size, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        members.setdefault(shape, []).append(i)
+    return members
 
 
 def _aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
