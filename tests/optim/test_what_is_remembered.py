@@ -378,19 +378,20 @@ def test_copies_of_the_gradients_are_as_many_as_documented_and_do_not_grow_from_
         assert counts == {name: 1 + kept for name, (_, _, kept) in COPIES.items()}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the target gradient is restored from the sum in which it was overwritten, and loses as many digits as the "
-    "source gradient is larger",
-)
-def test_a_much_larger_source_gradient_does_not_cost_the_target_gradient_its_digits() -> None:
-    source, target = torch.tensor([1e6, 1e6]), torch.tensor([1.0, -0.9])
+@pytest.mark.parametrize("gamma_source", [1.0, 0.001])
+@pytest.mark.parametrize(("of_source", "of_target"), [(1e6, 1.0), (1.0, 1e6)])
+@pytest.mark.parametrize(("order", "at_once"), [("sts", "sst"), ("tst", "stt")])
+def test_a_much_larger_gradient_does_not_cost_the_other_its_digits(
+    gamma_source: float, of_source: float, of_target: float, order: str, at_once: str
+) -> None:
     left = []
-    for order in ("sts", "sst"):
-        p, factors = nn.Parameter(torch.zeros(2)), iter((1.0, -3.0))
-        optimizer = TargetSkewedOptimizer([p], SGD, lr=0.1)
-        for kind in order:
+    for kinds in (order, at_once):
+        sources = iter((of_source * torch.tensor([1.0, 1.0]), of_source * torch.tensor([-3.0, -3.0])))
+        targets = iter((of_target * torch.tensor([1.0, -0.9]), of_target * torch.tensor([0.1, 0.2])))
+        p = nn.Parameter(torch.zeros(2))
+        optimizer = TargetSkewedOptimizer([p], SGD, lr=0.1, gamma_source=gamma_source)
+        for kind in kinds:
             with optimizer.source() if kind == "s" else optimizer.target():
-                (p @ (next(factors) * source if kind == "s" else target)).backward()
+                (p @ next(sources if kind == "s" else targets)).backward()
         left.append(p.grad)
     torch.testing.assert_close(left[0], left[1], rtol=1e-4, atol=0)

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 TARGET = Kind("target")
 HELD_OUT = Kind("held_out")
 
-#: Called with all gradients of the round and whether the target's may be overwritten; None where there is nothing to
+#: Called with all gradients of the round and whether they may be overwritten; None where there is nothing to
 #: filter yet.
 Filter = Callable[[Mapping[Kind, Gradient], bool], Filtered | None]
 
@@ -45,7 +45,7 @@ class GradientSlots:
     ``.grad`` held that no block wrote is an *outer* gradient: it is set aside during blocks and added, unfiltered, to
     what the filter returns.
 
-    The filter may write its result over the target's gradient, so that one copy beyond ``.grad`` is enough; a further
+    The filter may write its result over one of the gradients, so that one copy beyond ``.grad`` is enough; a further
     block then first takes the filter back.
 
     All state lies in this one object and is changed in place, because wrappers of optimizers copy references to

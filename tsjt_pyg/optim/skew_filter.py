@@ -21,7 +21,7 @@ from tsjt_pyg.optim.filters import (
     gramian,
     vaccine_coefficient,
 )
-from tsjt_pyg.optim.filters.combination import Weight
+from tsjt_pyg.optim.filters.combination import Weight, base_of
 from tsjt_pyg.optim.filters.grouping import alike, locals_of, take
 from tsjt_pyg.optim.filters.matrix import weighting_of
 from tsjt_pyg.optim.filters.rules import projection
@@ -54,7 +54,7 @@ class Round:
     records: Tensor
     #: Whether to look at the gradients, or to take the weights of the last time (``lag``).
     refresh: bool = True
-    #: Whether the target gradient may be overwritten.
+    #: Whether the gradients may be overwritten.
     in_place: bool = False
 
 
@@ -69,7 +69,7 @@ class Filtered:
     tells_finite: bool = False
     #: Positions of the gradients that passed unfiltered.
     unfiltered: list[int] = field(default_factory=list)
-    #: Gives the target gradient back if it was overwritten.
+    #: Gives the gradient back that was overwritten.
     undo: Callable[[], None] | None = None
     _records: Tensor | None = None
 
@@ -96,8 +96,8 @@ class SkewFilter:
     lag: int = 1
 
     @property
-    def may_overwrite_target(self) -> bool:
-        """Whether the target gradient can be had back from the filtered one."""
+    def may_overwrite(self) -> bool:
+        """Whether a gradient that the filtered one has overwritten can be had back."""
         return self.gamma_target > 0 and self.rule in FILTERS and self.rule != "sign" and self.normal != "ema"
 
     @property
@@ -143,7 +143,11 @@ class SkewFilter:
         if self.rule == "sign":
             along = self._normal(vectors, len(round_.sources))
             vectors[: len(round_.sources)] = [agreeing(g, along) for g in vectors[: len(round_.sources)]]
-        in_place = round_.in_place and _can_be_restored(vectors[-1], groups)
+        in_place = round_.in_place and _can_be_restored(vectors, groups)
+        if in_place:
+            k = base_of(weights, vectors[-1][0])
+            weights.append(weights.pop(k))
+            vectors.append(vectors.pop(k))
         result = combine(weights, *vectors, scopes=scopes, in_place=in_place, groups=groups)
         if len(members) == len(filtered.gradient):
             filtered.gradient = list(result)
@@ -290,12 +294,14 @@ def _set_apart(round_: Round) -> tuple[Filtered, Sequence[int]]:
     return filtered, members
 
 
-def _can_be_restored(gradients: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> bool:
+def _can_be_restored(vectors: Sequence[Sequence[Tensor]], groups: Sequence[Sequence[int]]) -> bool:
     """Whether gradients that were overwritten with the filtered ones can be had back from them."""
-    if torch.compiler.is_compiling() or any(gradients[g[0]].dtype in _HALVES for g in groups):
+    if torch.compiler.is_compiling() or any(g[group[0]].dtype in _HALVES for g in vectors for group in groups):
         return False
     # Not if two lie in the same place: autograd gives one to parameters that were added as views.
-    strided = [gradients[i] for g in groups if gradients[g[0]].layout is torch.strided for i in g]
+    strided = [
+        t for g in vectors for group in groups if g[group[0]].layout is torch.strided for t in take([g], group)[0]
+    ]
     places = set(map(Tensor.data_ptr, locals_of(strided)))
     return len(places) == len(strided)
 

@@ -55,8 +55,9 @@ class TargetSkewedOptimizer(Optimizer):
     forgotten, as after ``zero_grad()``; parameters and optimizer state are as before.
 
     **Memory.** One copy of the gradients beyond ``.grad``, from the second block to ``step()``: the filtered gradient
-    is written over the target's, which a further block restores (to rounding errors of the larger of the two; halves
-    are copied instead). A ``.grad`` that you hold on to is overwritten too. Where the target's cannot be had back
+    is written over one of the two, on the CPU mostly the source's, which a further block restores (to rounding errors
+    of the larger of the two; halves are copied instead). Gradients that you hold on to are overwritten too. Where it
+    cannot be had back
     (``gamma_target=0``, the filter ``"sign"``, a filter of one's own, a ``.grad`` from outside, several processes) it
     takes a second copy, with ``normal="ema"`` a third, which is state.
 
@@ -398,7 +399,7 @@ class TargetSkewedOptimizer(Optimizer):
                 scopes=self.skew_state.scopes(),
                 records=self.skew_state.records_of(list(sources)),
                 refresh=self.skew_state.is_due(list(sources)),
-                in_place=may_overwrite and self.skew_filter.may_overwrite_target,
+                in_place=may_overwrite and self.skew_filter.may_overwrite,
             )
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from tsjt_pyg.optim.filters.grouping import alike, bucket_elements, check_paired, filled_buckets, locals_of, take
 
@@ -55,12 +57,14 @@ def combine(
         of_group = take(gradients, members)
         last = of_group[-1][0]
         work = torch.float32 if last.dtype in (torch.float16, torch.bfloat16) else last.dtype
-        factors = [_factors(w, members, scopes, last.device, work) for w in weights]
+        factors = [_factors(w, members, scopes, last, work) for w in weights]
         if any(g[0].layout is not torch.strided for g in of_group):
             result[members[0]] = _sum(_at(factors, 0), [g[0].to(work) for g in of_group]).to(last.dtype)
             continue
         if not in_place:
-            of_group[-1] = [t.clone() for t in of_group[-1]]
+            k = base_of(weights, last) if all(g[0].dtype is last.dtype for g in of_group) else -1
+            of_group.append([t.clone() for t in of_group.pop(k)])
+            factors.append(factors.pop(k))
             for i, t in zip(members, of_group[-1], strict=True):
                 result[i] = t
         parts = [list(locals_of(g)) for g in of_group]
@@ -77,18 +81,34 @@ _Factors = list[Tensor] | float
 
 
 def _factors(
-    weight: Weight, members: Sequence[int], scopes: Sequence[int] | None, device: torch.device, dtype: torch.dtype
+    weight: Weight, members: Sequence[int], scopes: Sequence[int] | None, like: Tensor, dtype: torch.dtype
 ) -> _Factors:
     """The weight in the dtype of the multiplication."""
     if not isinstance(weight, Tensor):
         return float(weight)
     largest = torch.finfo(dtype).max
+    if weight.dim() == 0:
+        scopes = None
+    if scopes is None and type(weight) is type(like) is Tensor and weight.is_cpu and like.is_cpu and not is_compiling():
+        # On the host a number is at hand, and faster. This keeps nan.
+        number = float(weight)
+        return math.copysign(largest, number) if abs(number) > largest else number
     w = weight.clamp(-largest, largest) if torch.finfo(weight.dtype).max > largest else weight
-    w = w.to(device, dtype)
-    if w.dim() == 0 or scopes is None:
+    w = w.to(like.device, dtype)
+    if scopes is None:
         return [w] * len(members)
     of_scope = w.unbind()
     return [of_scope[scopes[i]] for i in members]
+
+
+def base_of(weights: Sequence[Weight] | Tensor, like: Tensor) -> int:
+    """Position of the gradient to which the others are best added.
+
+    On the CPU it is the first that has a number for its weight, which is mostly 1, so that nothing has to be
+    multiplied. If it was overwritten, and is restored and overwritten again, the result has no larger rounding errors.
+    """
+    numbers = [k for k, w in enumerate(weights) if not isinstance(w, Tensor) and w != 0]
+    return numbers[0] if like.is_cpu and numbers else -1
 
 
 def _at(factors: Sequence[_Factors], k: int) -> list[Weight]:
@@ -119,11 +139,15 @@ def _combine_(factors: Sequence[_Factors], gradients: Sequence[list[Tensor]]) ->
 
 def _combine_one_(weights: Sequence[Weight], gradients: Sequence[Tensor]) -> None:
     out, last = gradients[-1], weights[-1]
-    if len(weights) == 2 and not isinstance(weights[0], Tensor) and weights[0] == 1.0 and isinstance(last, Tensor):
+    if len(weights) == 2 and not isinstance(weights[0], Tensor) and weights[0] == 1.0:
         # In one pass.
-        torch.addcmul(gradients[0], out, last, out=out)
+        if isinstance(last, Tensor):
+            torch.addcmul(gradients[0], out, last, out=out)
+        else:
+            torch.add(gradients[0], out, alpha=last, out=out)
         return
-    out.mul_(last)
+    if isinstance(last, Tensor) or last != 1.0:
+        out.mul_(last)
     for w, g in zip(weights[:-1], gradients[:-1], strict=True):
         if isinstance(w, Tensor):
             out.addcmul_(g, w)
@@ -133,9 +157,10 @@ def _combine_one_(weights: Sequence[Weight], gradients: Sequence[Tensor]) -> Non
 
 def _combine_small_(factors: Sequence[_Factors], gradients: Sequence[list[Tensor]]) -> None:
     out, last = gradients[-1], factors[-1]
-    if not isinstance(last, list):
-        last = [torch.tensor(last, dtype=out[0].dtype)] * len(out)  # twice as fast as a number
-    torch._foreach_mul_(out, last[0] if all(f is last[0] for f in last) else last)
+    if isinstance(last, list):
+        torch._foreach_mul_(out, last[0] if all(f is last[0] for f in last) else last)
+    elif last != 1.0:
+        torch._foreach_mul_(out, torch.tensor(last, dtype=out[0].dtype))  # several times faster than with a number
     for f, g in zip(factors[:-1], gradients[:-1], strict=True):
         if not isinstance(f, list):
             torch._foreach_add_(out, g, alpha=f)
