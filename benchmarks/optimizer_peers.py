@@ -291,7 +291,7 @@ def _now(on_gpu: bool) -> Any:
 
 
 class BytesMoved(TorchDispatchMode):
-    """Counts the bytes that ATen's operations read and write.
+    """Counts the bytes that ATen's operations and NumPy's inner products read and write.
 
     An operation reads each distinct piece of memory among its inputs once and writes its outputs; one that works in
     place does both. Views, tensors without dimensions and memory that is only reserved count nothing.
@@ -300,6 +300,20 @@ class BytesMoved(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+
+    def __enter__(self) -> BytesMoved:
+        self._vdot = np.vdot
+        np.vdot = self._counted_vdot
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        np.vdot = self._vdot
+
+    def _counted_vdot(self, a: Any, b: Any) -> Any:
+        self.total += a.nbytes if a.ctypes.data == b.ctypes.data else a.nbytes + b.nbytes
+        return self._vdot(a, b)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,8 @@ def test_ours_and_the_loop_step_to_the_same_parameters(peers):
         (lambda a, b: torch._foreach_mul_([a, b], 2.0), 400),
         (lambda a, b: torch._foreach_add([a, b], [b, a]), 400),
         (lambda a, b: a[0].expand(10, 10) * 1.0, 110),
+        (lambda a, b: np.vdot(a.numpy(), b.numpy()), 200),
+        (lambda a, b: np.vdot(a.numpy(), a.numpy()), 100),
     ],
 )
 def test_bytes_moved(peers, operation, floats):
