@@ -84,15 +84,15 @@ def _factors(
     weight: Weight, members: Sequence[int], scopes: Sequence[int] | None, like: Tensor, dtype: torch.dtype
 ) -> _Factors:
     """The weight in the dtype of the multiplication."""
-    if not isinstance(weight, Tensor):
-        return float(weight)
     largest = torch.finfo(dtype).max
-    if weight.dim() == 0:
+    if not isinstance(weight, Tensor) or weight.dim() == 0:
         scopes = None
-    if scopes is None and type(weight) is type(like) is Tensor and weight.is_cpu and like.is_cpu and not is_compiling():
-        # On the host a number is at hand, and faster. This keeps nan.
+    if not isinstance(weight, Tensor) or (
+        # On the host a number is at hand, and faster.
+        scopes is None and type(weight) is type(like) is Tensor and weight.is_cpu and like.is_cpu and not is_compiling()
+    ):
         number = float(weight)
-        return math.copysign(largest, number) if abs(number) > largest else number
+        return math.copysign(largest, number) if abs(number) > largest else number  # nan stays
     w = weight.clamp(-largest, largest) if torch.finfo(weight.dtype).max > largest else weight
     w = w.to(like.device, dtype)
     if scopes is None:

@@ -11,7 +11,9 @@ waits for the device.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -49,8 +51,14 @@ def projection_coefficient(gram: Tensor) -> Tensor:
     return projection(dot, square)
 
 
-def projection(dot: Tensor, square: Tensor) -> Tensor:
-    """:func:`projection_coefficient` of inner products that are at hand one by one."""
+@overload
+def projection(dot: Tensor, square: Tensor) -> Tensor: ...
+@overload
+def projection(dot: float, square: float) -> float: ...
+def projection(dot: Any, square: Any) -> Any:
+    """:func:`projection_coefficient` of inner products that are at hand one by one, as tensors or numbers."""
+    if not isinstance(dot, Tensor):
+        return 0.0 if dot >= 0 else -dot / (square + sys.float_info.min)
     return dot.clamp(max=0.0).abs_().div_(square + torch.finfo(dot.dtype).tiny)
 
 
