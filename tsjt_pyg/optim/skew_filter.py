@@ -315,11 +315,14 @@ def _can_be_restored(vectors: Sequence[Sequence[Tensor]], groups: Sequence[Seque
     if torch.compiler.is_compiling() or any(g[group[0]].dtype in _HALVES for g in vectors for group in groups):
         return False
     # Not if two lie in the same place: autograd gives one to parameters that were added as views.
-    strided = [
-        t for g in vectors for group in groups if g[group[0]].layout is torch.strided for t in take([g], group)[0]
-    ]
-    places = set(map(Tensor.data_ptr, locals_of(strided)))
-    return len(places) == len(strided)
+    places: set[int] = set()
+    count = 0
+    for group in groups:
+        strided = [g for g in take(vectors, group) if g[0].layout is torch.strided]
+        count += len(group) * len(strided)
+        for g in strided:
+            places.update(map(Tensor.data_ptr, locals_of(g)))
+    return len(places) == count
 
 
 def _filled(

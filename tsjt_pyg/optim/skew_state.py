@@ -34,6 +34,7 @@ class SkewState:
     def __init__(self, base: Optimizer, skew_filter: SkewFilter) -> None:
         self._base = base
         self._filter = skew_filter
+        self._layout = "\n".join((skew_filter.scope, *skew_filter.record))
         self.make_room()
 
     @property
@@ -60,8 +61,7 @@ class SkewState:
         group = self._group()
         device = group["params"][0].device if group["params"] else torch.device("cpu")
         options: dict[str, Any] = {"dtype": widest(device), "device": device}
-        fields = self._filter.record
-        layout = "\n".join((self._filter.scope, *fields))
+        layout = self._layout
         if _COUNTS not in group:
             # Names in one string, because checkpoint libraries flatten lists; room for one source, or for those that
             # have a weight, so that such a library finds the shape that it knows.
@@ -71,12 +71,15 @@ class SkewState:
             group[_RECORDS] = self._fresh(rows, options)
         elif group[_COUNTS].device != device:  # the model was moved
             group.update({key: group[key].to(device) for key in (_COUNTS, _RECORDS)})
-        new = [name for name in sources if name not in self.sources]
+        names = self.sources
+        new = [name for name in sources if name not in names]
         if new:
-            group[_SOURCES] = "\n".join([*self.sources, *new])
-        old, (scope, *since) = group[_RECORDS], group[_FIELDS].split("\n")
-        size = (max(len(self.sources), len(old)), self._num_scopes())
+            names += new
+            group[_SOURCES] = "\n".join(names)
+        old = group[_RECORDS]
+        size = (max(len(names), len(old)), self._num_scopes())
         if old.shape[:2] != size or group[_FIELDS] != layout:  # a loaded state may be that of other options
+            fields, (scope, *since) = self._filter.record, group[_FIELDS].split("\n")
             records = self._fresh(size[0], options)
             kept = [name for name in fields if name in since] if scope == self._filter.scope else []
             to, of = [fields.index(name) for name in kept], [since.index(name) for name in kept]

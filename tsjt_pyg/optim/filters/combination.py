@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def _factors(
     weight: Weight, members: Sequence[int], scopes: Sequence[int] | None, like: Tensor, dtype: torch.dtype
 ) -> _Factors:
     """The weight in the dtype of the multiplication."""
-    largest = torch.finfo(dtype).max
+    largest = _largest(dtype)
     if not isinstance(weight, Tensor) or weight.dim() == 0:
         scopes = None
     if not isinstance(weight, Tensor) or (
@@ -99,6 +100,11 @@ def _factors(
         return [w] * len(members)
     of_scope = w.unbind()
     return [of_scope[scopes[i]] for i in members]
+
+
+@cache
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max
 
 
 def base_of(weights: Sequence[Weight] | Tensor, like: Tensor) -> int:

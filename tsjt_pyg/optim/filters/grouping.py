@@ -26,7 +26,7 @@ def alike(gradients: Sequence[Sequence[Tensor]]) -> list[Sequence[int]]:
     # Sets of all tensors first: in nearly all models there is one kind, and a loop over tensors is slow.
     dtypes = {t.dtype for g in gradients for t in g}
     layouts = {t.layout for g in gradients for t in g}
-    devices = {t.get_device() for g in gradients for t in g}
+    devices = {device for g in gradients for device in map(Tensor.get_device, g)}
     if len(dtypes) == len(devices) == 1 and layouts == {torch.strided}:
         return [range(len(gradients[0]))]
     groups: dict[object, list[int]] = {}
@@ -73,4 +73,4 @@ def locals_of(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def holds_dtensors(gradients: Sequence[Tensor]) -> bool:
     # Types first: isinstance() with a tensor class is slow.
-    return any(issubclass(kind, DTensor) for kind in {type(t) for t in gradients})
+    return any(issubclass(kind, DTensor) for kind in set(map(type, gradients)))
