@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from tsjt_pyg import TargetSkewedOptimizer
 from tsjt_pyg.optim import skew
+from tsjt_pyg.optim.filters import inner_products
 
 GAMMA_SOURCE = GAMMA_TARGET = 1.0
 Shape = tuple[int, ...]
@@ -291,7 +292,7 @@ def _now(on_gpu: bool) -> Any:
 
 
 class BytesMoved(TorchDispatchMode):
-    """Counts the bytes that ATen's operations and NumPy's inner products read and write.
+    """Counts the bytes that ATen's operations and the filter's products of arrays read and write.
 
     An operation reads each distinct piece of memory among its inputs once and writes its outputs; one that works in
     place does both. Views, tensors without dimensions and memory that is only reserved count nothing.
@@ -302,18 +303,17 @@ class BytesMoved(TorchDispatchMode):
         self.total = 0
 
     def __enter__(self) -> BytesMoved:
-        self._vdot = np.vdot
-        np.vdot = self._counted_vdot
+        inner_products.array_dot = self._counted_dot
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        np.vdot = self._vdot
+        inner_products.array_dot = np.ndarray.dot
 
-    def _counted_vdot(self, a: Any, b: Any) -> Any:
+    def _counted_dot(self, a: Any, b: Any) -> Any:
         self.total += a.nbytes if a.ctypes.data == b.ctypes.data else a.nbytes + b.nbytes
-        return self._vdot(a, b)
+        return a.dot(b)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -73,4 +73,5 @@ def locals_of(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def holds_dtensors(gradients: Sequence[Tensor]) -> bool:
     # Types first: isinstance() with a tensor class is slow.
-    return any(issubclass(kind, DTensor) for kind in set(map(type, gradients)))
+    kinds = set(map(type, gradients))
+    return kinds != {Tensor} and any(issubclass(kind, DTensor) for kind in kinds)

@@ -28,6 +28,8 @@ _CPU_SLICE_ELEMENTS = 2**20
 _SLICE_ELEMENTS = 2**26
 # Up to here widening to float64 costs nothing that one could measure.
 _WIDE_ELEMENTS = 2**10
+# As a method it is not dispatched, which takes as long as the product of small vectors.
+array_dot = np.ndarray.dot
 # A sum of squares that float32 holds only in part counts as 0.
 _SMALLEST_NARROW_SQUARE = 1e-30
 
@@ -123,7 +125,7 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor]], groups: Sequence[Seque
         for vectors in _pieces(of_group, plain):
             first = vectors[0][0]
             dot: Callable[..., Any]
-            dot, narrowest = (torch.dot, torch.float32) if isinstance(first, Tensor) else (np.vdot, np.float32)
+            dot, narrowest = (torch.dot, torch.float32) if isinstance(first, Tensor) else (array_dot, np.float32)
             narrow = first.dtype == narrowest
             of_kind = products.setdefault((device, narrow), [[] for _ in pairs])
             for of_pair, (i, j) in zip(of_kind, pairs, strict=True):
@@ -145,7 +147,7 @@ def _sum_of_numbers(products: Sequence[Sequence[Any]], m: int, narrow: bool) -> 
         if not all(counts):
             # A product, so that nan stays: it has to be seen.
             rows = [[rows[i][j] * (counts[i] and counts[j]) for j in range(m)] for i in range(m)]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.from_numpy(np.array(rows))
 
 
 def _sum_of_tensors(products: Sequence[Sequence[Tensor]], m: int, narrow: bool) -> Tensor:
@@ -224,7 +226,7 @@ def _gathered(vectors: list[Tensor], dtype: torch.dtype, plain: bool) -> list[li
 
 def _as_arrays(gradients: Sequence[Sequence[Tensor]]) -> list[list[Any]] | None:
     try:
-        return [list(map(Tensor.numpy, g)) for g in gradients]
+        return [[array.ravel() for array in map(Tensor.numpy, g)] for g in gradients]
     except RuntimeError:  # a gradient has a graph, or is a view that negates
         return None
 
