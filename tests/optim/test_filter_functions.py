@@ -164,6 +164,22 @@ def test_inputs_are_left_alone_and_nothing_branches_on_a_tensor(monkeypatch: pyt
     assert all(torch.equal(a, b) for a, b in zip(before, s + t, strict=True))
 
 
+@pytest.mark.parametrize("size", [3, 2000, 20_000])
+def test_the_inner_products_have_a_graph_where_the_gradients_have_one(size: int) -> None:
+    s, t = (torch.randn(size, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    gramian([s], [t])[0, 1].backward()
+    torch.testing.assert_close(s.grad, t.detach())
+
+
+def test_a_view_that_negates_counts_as_what_it_shows() -> None:
+    z = torch.randn(2000, dtype=torch.complex64)
+    negated = z.conj().imag  # holds the positive values and a mark
+    assert negated.is_neg()
+    assert float(gramian([negated], [torch.ones(2000)])[0, 1]) == pytest.approx(
+        -float(z.imag.sum()), rel=1e-4, abs=1e-3
+    )
+
+
 def test_lists_of_different_length_are_refused() -> None:
     for call in (gramian, lambda s, t: combine(torch.ones(2), s, t), lambda s, t: skew(s, t, 1.0, 1.0)):
         with pytest.raises(ValueError, match="have 1 and 2 entries"):

@@ -115,8 +115,7 @@ def _sum_over_shards(gram: Tensor, like: DTensor) -> Tensor:
 def _local_gramian(gradients: Sequence[Sequence[Tensor]], groups: Sequence[Sequence[int]] | None = None) -> Tensor:
     m = len(gradients)
     pairs = [(i, j) for i in range(m) for j in range(i, m)]
-    # Tracers, fake tensors and other subclasses have no numbers to show.
-    plain = not torch.compiler.is_compiling() and all(set(map(type, g)) == {Tensor} for g in gradients)
+    plain = _are_plain(gradients)
     #: By device and whether float32 summed them: for each pair the products of its pieces.
     products: dict[tuple[torch.device, bool], list[list[Any]]] = {}
     for members in alike(gradients) if groups is None else groups:
@@ -131,11 +130,23 @@ def _local_gramian(gradients: Sequence[Sequence[Tensor]], groups: Sequence[Seque
             for of_pair, (i, j) in zip(of_kind, pairs, strict=True):
                 of_pair += map(dot, vectors[i], vectors[j])
             del first, vectors  # else the scratch of two pieces would be there at a time
-    total = None
-    for (device, narrow), of_kind in products.items():
-        gram = (_sum_of_numbers if plain and device.type == "cpu" else _sum_of_tensors)(of_kind, m, narrow)
-        total = gram if total is None else total.to(device) + gram if device.type != "cpu" else total + gram.to(total)
-    return torch.zeros(m, m, dtype=torch.float64) if total is None else total
+    grams = [
+        (_sum_of_numbers if plain and device.type == "cpu" else _sum_of_tensors)(of_kind, m, narrow)
+        for (device, narrow), of_kind in products.items()
+    ]
+    # On the device that is not the host, if there is one.
+    place = next((gram.device for gram in grams if not gram.is_cpu), torch.device("cpu"))
+    total = torch.zeros(m, m, dtype=widest(place), device=place) if len(grams) != 1 else grams.pop()
+    for gram in grams:
+        total = total + gram.to(place)
+    return total
+
+
+def _are_plain(gradients: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether values may be taken out of the tensors: not out of tracers, subclasses, and what has a graph."""
+    if torch.compiler.is_compiling() or any(set(map(type, g)) != {Tensor} for g in gradients):
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for g in gradients for t in g))
 
 
 def _sum_of_numbers(products: Sequence[Sequence[Any]], m: int, narrow: bool) -> Tensor:
@@ -227,7 +238,7 @@ def _gathered(vectors: list[Tensor], dtype: torch.dtype, plain: bool) -> list[li
 def _as_arrays(gradients: Sequence[Sequence[Tensor]]) -> list[list[Any]] | None:
     try:
         return [[array.ravel() for array in map(Tensor.numpy, g)] for g in gradients]
-    except RuntimeError:  # a gradient has a graph, or is a view that negates
+    except RuntimeError:  # a view that negates has none
         return None
 
 
