@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .prefetch import on_stream, prefetched
+from .rows import mapped_file, windows_at, windows_in_order
+
 if TYPE_CHECKING:
     from .city import City
 
@@ -37,6 +40,10 @@ class WindowBatch:
     def __len__(self) -> int:
         return self.x.shape[0]
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        return [getattr(self, f.name) for f in fields(self)]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> WindowBatch:
         """The batch on another device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
@@ -47,7 +54,8 @@ class Windows:
     """All windows of ``history`` steps and the ``horizon`` steps that follow, of one city.
 
     Window ``i`` has the history ``i * stride .. i * stride + history - 1``. :attr:`x`, :attr:`y` and the masks are
-    views of the city's tensors: no reading is copied until a batch is gathered, on the tensors' own device.
+    views of the city's tensors: no reading is copied until a batch is gathered, on the tensors' own device. Batches of
+    a mapped city (:meth:`City.save_mapped <tsjt_pyg.data.City.save_mapped>`) are read from its files.
 
     Args:
         city: The city.
@@ -69,7 +77,14 @@ class Windows:
                 "of one window; shorten history or horizon, or use more days"
             )
         self.city, self.history, self.horizon, self.stride = city, history, horizon, stride
-        self._time_of_day = city.time_of_day.to(city.readings.device)
+        both = (history, horizon)
+        time_of_day = city.time_of_day.to(city.readings.device)
+        self._cut: tuple[tuple[Tensor, tuple[int, ...]], ...] = (  # what a batch holds, and how it is cut into parts
+            (city.readings, both),
+            (city.mask, both),
+            (time_of_day, (history,)),
+        )
+        self._roads: dict[torch.device | None, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return (self.city.num_steps - self.history - self.horizon) // self.stride + 1
@@ -101,8 +116,13 @@ class Windows:
         """What was observed of :attr:`y`, a view."""
         return self._view(self.city.mask, self.history, self.horizon)
 
-    def batch(self, index: Tensor) -> WindowBatch:
-        """The windows of the given numbers ``[B]``, gathered.
+    def batch(self, index: Tensor, device: torch.device | str | None = None) -> WindowBatch:
+        """The windows of the given numbers ``[B]``, copied.
+
+        Args:
+            index: int64, numbers of windows.
+            device: Where the batch is wanted; default: where the readings are. From the CPU to a GPU it goes through
+                pinned memory, without waiting for the copy.
 
         Raises:
             IndexError: If a number is not in ``0 .. len(self) - 1``.
@@ -110,19 +130,42 @@ class Windows:
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"index: expected windows 0 to {len(self) - 1}, found {index.tolist()}")
         index = index.to(self.city.readings.device)
-        first = index.unsqueeze(-1) * self.stride
-        steps = first + torch.arange(self.history + self.horizon, device=index.device)
-        steps_in, steps_out = steps[:, : self.history], steps[:, self.history :]
-        return WindowBatch(
-            x=self.city.readings[steps_in],
-            y=self.city.readings[steps_out],
-            x_mask=self.city.mask[steps_in],
-            y_mask=self.city.mask[steps_out],
-            time_of_day=self._time_of_day[steps_in],
-            index=index,
-            edge_index=self.city.edge_index,
-            edge_weight=self.city.edge_weight,
-        )
+        there, pin = self._way(device)
+        first = index * self.stride
+        parts = [part for tensor, lengths in self._cut for part in windows_at(tensor, first, lengths, pin)]
+        if there is not None:
+            parts = [part.to(there, non_blocking=pin) for part in parts]
+        return self._assembled(parts, index, there)
+
+    def _in_order(self, first: int, count: int, device: torch.device | str | None, copy: bool) -> WindowBatch:
+        """The windows ``first .. first + count - 1``; without ``copy`` as overlapping views."""
+        there, pin = self._way(device)
+        index = torch.arange(first, first + count, device=self.city.readings.device)
+        if self.stride > self.history + self.horizon:  # do not read or move what lies between them
+            return self.batch(index, device)
+        begin = first * self.stride
+        parts = [
+            part
+            for tensor, lengths in self._cut
+            for part in windows_in_order(tensor, begin, count, self.stride, lengths, copy, there, pin)
+        ]
+        return self._assembled(parts, index, there)
+
+    def _assembled(self, parts: list[Tensor], index: Tensor, device: torch.device | None) -> WindowBatch:
+        x, y, x_mask, y_mask, time_of_day = parts
+        if device is not None:
+            index = index.to(device)
+            if device not in self._roads:
+                self._roads[device] = (self.city.edge_index.to(device), self.city.edge_weight.to(device))
+        edge_index, edge_weight = self._roads.get(device) or (self.city.edge_index, self.city.edge_weight)
+        return WindowBatch(x, y, x_mask, y_mask, time_of_day, index, edge_index, edge_weight)
+
+    def _way(self, device: torch.device | str | None) -> tuple[torch.device | None, bool]:
+        """The device to move to (``None``: the readings are there), and whether through pinned memory."""
+        here, there = self.city.readings.device, None if device is None else torch.device(device)
+        if there is None or (there.type == here.type and there.index in (None, here.index)):
+            return None, False
+        return there, here.type == "cpu" and there.type == "cuda"
 
     def batches(
         self,
@@ -130,6 +173,10 @@ class Windows:
         shuffle: bool = False,
         drop_last: bool = False,
         generator: torch.Generator | None = None,
+        *,
+        device: torch.device | str | None = None,
+        copy: bool = True,
+        prefetch: int | None = None,
     ) -> Iterator[WindowBatch]:
         """One pass over all windows.
 
@@ -138,11 +185,34 @@ class Windows:
             shuffle: In random order, drawn from ``generator`` (default: torch's global one).
             drop_last: Leave out a last batch that is not full.
             generator: Source of randomness (on the CPU).
+            device: Where the batches are wanted; default: where the readings are.
+            copy: Whether a batch has memory of its own. ``False`` is for reading only and much faster for windows in
+                order, which overlap: ``x``, ``y`` and the masks are then views of the city's readings, and what is
+                written to them is written to the city. Shuffled windows are always copied.
+            prefetch: Batches that a background thread makes in advance. Default: 2 where the readings are on the CPU
+                and the batches on a GPU (pinned, copied beside the kernels), or where the readings are in a mapped
+                file; else 0. The thread ends with the loop, however that ends.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
-        for index in order.split(batch_size):
-            if drop_last and len(index) < batch_size:
-                return
-            yield self.batch(index)
+        order = torch.randperm(len(self), generator=generator) if shuffle else None
+
+        def made() -> Iterator[WindowBatch]:
+            for first in range(0, len(self), batch_size):
+                count = min(batch_size, len(self) - first)
+                if drop_last and count < batch_size:
+                    return
+                if order is None:
+                    yield self._in_order(first, count, device, copy)
+                else:
+                    yield self.batch(order[first : first + count], device)
+
+        there, pin = self._way(device)
+        if prefetch is None:
+            prefetch = 2 if pin or mapped_file(self.city.readings) else 0
+        if prefetch == 0:
+            yield from made()
+        elif pin and there is not None:
+            yield from on_stream(made, there, WindowBatch.tensors, prefetch)
+        else:
+            yield from prefetched(made(), prefetch)
