@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -117,90 +118,96 @@ def row_blocks(*tensors: Tensor, block_bytes: int = BLOCK_BYTES) -> Iterator[tup
         yield tuple(read_rows(tensor, first, last) for tensor in tensors)
 
 
-def windows_at(tensor: Tensor, first: Tensor, lengths: Sequence[int], pin: bool = False) -> list[Tensor]:
-    """Windows that begin at the rows ``first`` ``[B]``, cut into consecutive parts, copied.
+class WindowReader:
+    """Windows over the rows of a tensor, each cut into consecutive parts.
 
     Args:
         tensor: ``[T, ...]``.
-        first: int64, on the tensor's device.
         lengths: Rows of each part.
-        pin: Whether the copies are in pinned memory.
-
-    Returns:
-        One ``[B, length, ...]`` a part, contiguous.
-    """
-    shapes = [(len(first), length, *tensor.shape[1:]) for length in lengths]
-    file = mapped_file(tensor)
-    offsets = np.cumsum([0, *lengths[:-1]]).tolist()
-    if file is not None:
-        parts = [torch.empty(shape, dtype=tensor.dtype, device="cpu", pin_memory=pin) for shape in shapes]
-        arrays = [part.numpy() for part in parts]
-        start = _first_byte(tensor)
-        begins = first.numpy()
-        for b in begins.argsort().tolist():  # a disk is read in one direction
-            file.read_into([array[b] for array in arrays], start + int(begins[b]) * _row_bytes(tensor))
-        return parts
-    if tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel():
-        return [_gathered(tensor, first, offset, shape, pin) for offset, shape in zip(offsets, shapes, strict=True)]
-    steps = [
-        first.unsqueeze(-1) + torch.arange(o, o + n, device=first.device) for o, n in zip(offsets, lengths, strict=True)
-    ]
-    parts = [tensor.index_select(0, step.view(-1)).view(shape) for step, shape in zip(steps, shapes, strict=True)]
-    return [part.pin_memory() for part in parts] if pin else parts
-
-
-def _gathered(tensor: Tensor, first: Tensor, offset: int, shape: Sequence[int], pin: bool) -> Tensor:
-    """One part of :func:`windows_at` from contiguous memory: numpy copies a window, or a row, as one item."""
-    array = tensor.numpy()
-    length, row = shape[1], _row_bytes(tensor)
-    begins = first.numpy()
-    if pin:
-        steps = (begins[:, None] + np.arange(offset, offset + length)).reshape(-1)
-        out = torch.empty(shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
-        items = np.ndarray((len(tensor),), f"V{row}", array)
-        np.take(items, steps, out=out.numpy().reshape(-1).view(f"V{row}"), mode="clip")  # "clip": without a buffer
-        return out
-    items = np.ndarray((len(tensor) - offset - length + 1,), f"V{length * row}", array, offset * row, (row,))
-    return torch.from_numpy(items[begins].view(array.dtype)).view(shape)
-
-
-def windows_in_order(
-    tensor: Tensor,
-    first: int,
-    count: int,
-    stride: int,
-    lengths: Sequence[int],
-    copy: bool = True,
-    device: torch.device | None = None,
-    pin: bool = False,
-) -> list[Tensor]:
-    """Windows that begin at the rows ``first``, ``first + stride``, …, cut into consecutive parts.
-
-    They overlap: their rows are read, and moved to ``device``, once.
-
-    Args:
-        tensor: ``[T, ...]``.
-        first: First row of the first window.
-        count: Number of windows.
         stride: Rows from one window to the next.
-        lengths: Rows of each part.
-        copy: Whether each window gets memory of its own; otherwise the results are views of the rows.
-        device: Where the results are; default: where the tensor is.
-        pin: Whether the rows pass through pinned memory.
-
-    Returns:
-        One ``[B, length, ...]`` a part; contiguous if ``copy``.
     """
-    rows = read_rows(tensor, first, first + (count - 1) * stride + sum(lengths), pin)
-    if device is not None:
-        rows = rows.to(device, non_blocking=pin)
-    parts, offset = [], rows.storage_offset()
-    step, *inner = rows.stride()
-    for length in lengths:
-        shape = (count, length, *rows.shape[1:])
-        parts.append(rows.as_strided(shape, (stride * step, step, *inner), offset))
-        offset += length * step
-    return [_copied(part) for part in parts] if copy else parts
+
+    def __init__(self, tensor: Tensor, lengths: tuple[int, ...], stride: int) -> None:
+        self.tensor, self.lengths, self.stride = tensor, lengths, stride
+        self.offsets = tuple(accumulate(lengths[:-1], initial=0))
+        self.file = mapped_file(tensor)
+        self.views = self._cut(tensor, (len(tensor) - sum(lengths)) // stride + 1)
+        in_memory = self.file is None and tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() > 0
+        self.array = tensor.numpy() if in_memory else None
+        if self.array is not None:  # numpy copies a window, or a part of one, as one item
+            self.whole = self._items(self.array, 0, sum(lengths))
+            self.parts = [self._items(self.array, *part) for part in zip(self.offsets, lengths, strict=True)]
+
+    def __reduce__(self) -> tuple[type[WindowReader], tuple[Tensor, tuple[int, ...], int]]:
+        return WindowReader, (self.tensor, self.lengths, self.stride)  # a pickle of the items would hold every window
+
+    def _cut(self, rows: Tensor, count: int) -> list[Tensor]:
+        """Views of the first ``count`` windows over ``rows``, one ``[count, length, ...]`` a part."""
+        step, *inner = rows.stride()
+        first, shape = int(rows.storage_offset()), rows.shape[1:]
+        return [
+            rows.as_strided((count, length, *shape), (self.stride * step, step, *inner), first + offset * step)
+            for offset, length in zip(self.offsets, self.lengths, strict=True)
+        ]
+
+    def _items(self, array: np.ndarray, offset: int, length: int) -> np.ndarray:
+        row = array[0].nbytes
+        count = (len(array) - offset - length) // self.stride + 1
+        return np.ndarray((count,), f"V{length * row}", array, offset * row, (self.stride * row,))
+
+    def _gathered(self, items: np.ndarray, index: np.ndarray, length: int) -> Tensor:
+        values = torch.from_numpy(items[index].view(self.array.dtype))  # type: ignore[union-attr]
+        return values.view(len(index), length, *self.tensor.shape[1:])
+
+    def at(self, index: Tensor, copy: bool = True, pin: bool = False) -> list[Tensor]:
+        """The windows of the given numbers ``[B]``: one ``[B, length, ...]`` a part.
+
+        Args:
+            index: int64, on the tensor's device; not checked.
+            copy: Whether the parts are contiguous; otherwise they may be views of one copy of the windows.
+            pin: Whether the copies are in pinned memory.
+        """
+        if self.array is None and self.file is None:
+            parts = [view.index_select(0, index) for view in self.views]
+            return [part.pin_memory() for part in parts] if pin else parts
+        numbers = index.numpy()
+        if self.file is None and not pin:
+            if copy:
+                return [self._gathered(p, numbers, n) for p, n in zip(self.parts, self.lengths, strict=True)]
+            return list(self._gathered(self.whole, numbers, sum(self.lengths)).split(self.lengths, dim=1))
+        shapes = [(len(index), length, *self.tensor.shape[1:]) for length in self.lengths]
+        outs = [torch.empty(s, dtype=self.tensor.dtype, device="cpu", pin_memory=pin) for s in shapes]
+        arrays = [out.numpy() for out in outs]
+        begins = (numbers * self.stride).tolist()
+        if self.file is not None:
+            start, row = _first_byte(self.tensor), _row_bytes(self.tensor)
+            for b in numbers.argsort().tolist():  # a disk is read in one direction
+                self.file.read_into([array[b] for array in arrays], start + begins[b] * row)
+        elif self.array is not None:
+            for offset, length, array in zip(self.offsets, self.lengths, arrays, strict=True):
+                for b, begin in enumerate(begins):
+                    array[b] = self.array[begin + offset : begin + offset + length]
+        return outs
+
+    def in_order(
+        self, first: int, count: int, copy: bool = True, device: torch.device | None = None, pin: bool = False
+    ) -> list[Tensor]:
+        """The windows ``first .. first + count - 1``. They overlap: their rows are read, and moved, once.
+
+        Args:
+            first: Number of the first window.
+            count: Number of windows, at least 1.
+            copy: Whether each window gets memory of its own; otherwise the parts are views of the rows.
+            device: Where the parts are wanted; default: where the tensor is.
+            pin: Whether the rows go there through pinned memory.
+        """
+        if self.file is None and device is None:
+            views = [view[first : first + count] for view in self.views]
+        else:
+            begin = first * self.stride
+            rows = read_rows(self.tensor, begin, begin + (count - 1) * self.stride + sum(self.lengths), pin)
+            views = self._cut(rows if device is None else rows.to(device, non_blocking=pin), count)
+        return [_copied(view) for view in views] if copy else views
 
 
 def _copied(view: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .prefetch import on_stream, prefetched
-from .rows import mapped_file, windows_at, windows_in_order
+from .rows import WindowReader
 
 if TYPE_CHECKING:
     from .city import City
@@ -77,13 +77,9 @@ class Windows:
                 "of one window; shorten history or horizon, or use more days"
             )
         self.city, self.history, self.horizon, self.stride = city, history, horizon, stride
-        both = (history, horizon)
-        time_of_day = city.time_of_day.to(city.readings.device)
-        self._cut: tuple[tuple[Tensor, tuple[int, ...]], ...] = (  # what a batch holds, and how it is cut into parts
-            (city.readings, both),
-            (city.mask, both),
-            (time_of_day, (history,)),
-        )
+        both, time_of_day = (history, horizon), city.time_of_day.to(city.readings.device)
+        self._readings, self._mask = (WindowReader(tensor, both, stride) for tensor in (city.readings, city.mask))
+        self._readers = (self._readings, self._mask, WindowReader(time_of_day, (history,), stride))
         self._roads: dict[torch.device | None, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -92,29 +88,25 @@ class Windows:
     def __repr__(self) -> str:
         return f"Windows({len(self)} of {self.city.name!r}, history={self.history}, horizon={self.horizon})"
 
-    def _view(self, tensor: Tensor, offset: int, length: int) -> Tensor:
-        span = tensor[offset : offset + (len(self) - 1) * self.stride + length]
-        return span.unfold(0, length, self.stride).movedim(-1, 1)
-
     @property
     def x(self) -> Tensor:
         """Histories ``[W, T_in, N, C]``, a view."""
-        return self._view(self.city.readings, 0, self.history)
+        return self._readings.views[0]
 
     @property
     def y(self) -> Tensor:
         """Horizons ``[W, T_out, N, C]``, a view."""
-        return self._view(self.city.readings, self.history, self.horizon)
+        return self._readings.views[1]
 
     @property
     def x_mask(self) -> Tensor:
         """What was observed of :attr:`x`, a view."""
-        return self._view(self.city.mask, 0, self.history)
+        return self._mask.views[0]
 
     @property
     def y_mask(self) -> Tensor:
         """What was observed of :attr:`y`, a view."""
-        return self._view(self.city.mask, self.history, self.horizon)
+        return self._mask.views[1]
 
     def batch(self, index: Tensor, device: torch.device | str | None = None) -> WindowBatch:
         """The windows of the given numbers ``[B]``, copied.
@@ -129,26 +121,23 @@ class Windows:
         """
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"index: expected windows 0 to {len(self) - 1}, found {index.tolist()}")
-        index = index.to(self.city.readings.device)
+        return self._at(index.to(self.city.readings.device), device)
+
+    def _at(self, index: Tensor, device: torch.device | str | None, copy: bool = True) -> WindowBatch:
+        """The windows of the given numbers, which are not checked."""
         there, pin = self._way(device)
-        first = index * self.stride
-        parts = [part for tensor, lengths in self._cut for part in windows_at(tensor, first, lengths, pin)]
+        parts = [part for reader in self._readers for part in reader.at(index, copy, pin)]
         if there is not None:
             parts = [part.to(there, non_blocking=pin) for part in parts]
         return self._assembled(parts, index, there)
 
     def _in_order(self, first: int, count: int, device: torch.device | str | None, copy: bool) -> WindowBatch:
         """The windows ``first .. first + count - 1``; without ``copy`` as overlapping views."""
-        there, pin = self._way(device)
         index = torch.arange(first, first + count, device=self.city.readings.device)
         if self.stride > self.history + self.horizon:  # do not read or move what lies between them
-            return self.batch(index, device)
-        begin = first * self.stride
-        parts = [
-            part
-            for tensor, lengths in self._cut
-            for part in windows_in_order(tensor, begin, count, self.stride, lengths, copy, there, pin)
-        ]
+            return self._at(index, device)
+        there, pin = self._way(device)
+        parts = [part for reader in self._readers for part in reader.in_order(first, count, copy, there, pin)]
         return self._assembled(parts, index, there)
 
     def _assembled(self, parts: list[Tensor], index: Tensor, device: torch.device | None) -> WindowBatch:
@@ -195,7 +184,9 @@ class Windows:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        order = torch.randperm(len(self), generator=generator) if shuffle else None
+        order = None
+        if shuffle:
+            order = torch.randperm(len(self), generator=generator).to(self.city.readings.device)
 
         def made() -> Iterator[WindowBatch]:
             for first in range(0, len(self), batch_size):
@@ -205,11 +196,11 @@ class Windows:
                 if order is None:
                     yield self._in_order(first, count, device, copy)
                 else:
-                    yield self.batch(order[first : first + count], device)
+                    yield self._at(order[first : first + count], device, copy)
 
         there, pin = self._way(device)
         if prefetch is None:
-            prefetch = 2 if pin or mapped_file(self.city.readings) else 0
+            prefetch = 2 if pin or self._readings.file else 0
         if prefetch == 0:
             yield from made()
         elif pin and there is not None:
