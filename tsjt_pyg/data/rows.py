@@ -111,7 +111,7 @@ def read_rows(tensor: Tensor, first: int, last: int, pin: bool = False) -> Tenso
 
 
 def row_blocks(*tensors: Tensor, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of equally many rows, some rows of each at a time, in order."""
+    """Tensors of equally many rows, some rows of each at a time, in order: views, or copies of what is in a file."""
     rows = max(1, block_bytes // max(1, _row_bytes(tensors[0])))
     for first in range(0, len(tensors[0]), rows):
         last = min(first + rows, len(tensors[0]))

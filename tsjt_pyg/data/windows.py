@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from .rows import WindowReader
 
 if TYPE_CHECKING:
     from .city import City
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +186,7 @@ class Windows:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        check_prefetch(prefetch)
         order = None
         if shuffle:
             order = torch.randperm(len(self), generator=generator).to(self.city.readings.device)
@@ -198,12 +201,38 @@ class Windows:
                 else:
                     yield self._at(order[first : first + count], device, copy)
 
-        there, pin = self._way(device)
-        if prefetch is None:
-            prefetch = 2 if pin or self._readings.file else 0
-        if prefetch == 0:
-            yield from made()
-        elif pin and there is not None:
-            yield from on_stream(made, there, WindowBatch.tensors, prefetch)
-        else:
-            yield from prefetched(made(), prefetch)
+        yield from ahead(made, WindowBatch.tensors, [self], device, prefetch)
+
+
+def check_prefetch(prefetch: int | None) -> None:
+    """Raises a ValueError if it is neither a number of batches nor ``None``."""
+    if prefetch is not None and prefetch < 0:
+        raise ValueError(f"prefetch: expected 0 or more batches ahead, found {prefetch}")
+
+
+def ahead(
+    make: Callable[[], Iterator[T]],
+    tensors: Callable[[T], list[Tensor]],
+    cities: Sequence[Windows],
+    device: torch.device | str | None,
+    prefetch: int | None,
+) -> Generator[T, None, None]:
+    """What ``make()`` gives, made in advance as :meth:`Windows.batches` says.
+
+    Args:
+        make: Makes batches, or pairs of them.
+        tensors: The tensors of one of them.
+        cities: The windows that batches are made of.
+        device: Where the batches are wanted.
+        prefetch: As in :meth:`Windows.batches`.
+    """
+    pinned = any(windows._way(device)[1] for windows in cities)
+    if prefetch is None:
+        prefetch = 2 if pinned or any(windows._readings.file for windows in cities) else 0
+    if prefetch == 0:
+        yield from make()
+    elif pinned:
+        assert device is not None
+        yield from on_stream(make, torch.device(device), tensors, prefetch)
+    else:
+        yield from prefetched(make(), prefetch)
