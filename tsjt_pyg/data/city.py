@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from .graph import (
     road_network_from_networkx,
 )
 from .parts import DEFAULT_INTERVAL, DEFAULT_START, About, AboutReadings, CityParts, city_parts, parse_interval
+from .rows import row_blocks
 from .split import FewShotSplit, few_shot_steps
 from .windows import Windows
 
@@ -230,17 +232,27 @@ class City:
         return cls(edge_index=edges.edge_index, edge_weight=edges.edge_weight, **parts)
 
     @classmethod
-    def load(cls, path: str | Path) -> City:
-        """A city written by :meth:`save`."""
+    def load(cls, path: str | Path, mmap: bool = True) -> City:
+        """A city written by :meth:`save`, or, from its folder, by :meth:`save_mapped` (``mmap``: left on the disk)."""
         from .city_file import load_city_file
+        from .mapped import load_mapped_city
 
-        return load_city_file(Path(path))
+        return load_mapped_city(Path(path), mmap) if Path(path).is_dir() else load_city_file(Path(path))
 
     def save(self, path: str | Path) -> Path:
         """Writes the city to one compressed ``.npz`` file (no pickle); an existing file is replaced as a whole."""
         from .city_file import save_city_file
 
         return save_city_file(self, Path(path))
+
+    def save_mapped(self, folder: str | Path) -> Path:
+        """Writes the city to a folder from which :meth:`load` maps it: its readings stay on the disk until needed.
+
+        See :mod:`tsjt_pyg.data.mapped`, also for cities that are larger than the memory.
+        """
+        from .mapped import save_mapped_city
+
+        return save_mapped_city(self, Path(folder))
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -286,10 +298,10 @@ class City:
         late = (self.start - self.start.normalize()) % self.interval / _DAY
         return self.step_of_day.to(torch.float32) / self.steps_per_day + late
 
-    @property
+    @cached_property
     def missing(self) -> float:
         """Share of entries that were not observed."""
-        return 1.0 - int(self.mask.sum()) / self.mask.numel()
+        return 1.0 - sum(int(block.sum()) for (block,) in row_blocks(self.mask)) / self.mask.numel()
 
     def __repr__(self) -> str:
         channels = ", ".join(f"{c} ({u})" if u else c for c, u in zip(self.channels, self.units, strict=True))
@@ -304,7 +316,8 @@ class City:
         digest = hashlib.sha256()
         for tensor in (self.readings, self.mask, self.edge_index, self.edge_weight):
             digest.update(f"{tensor.dtype}{[*tensor.shape]}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            for (block,) in row_blocks(tensor.detach()):
+                digest.update(block.cpu().contiguous().numpy().data)
         digest.update(repr((self.node_ids, self.channels, self.units, str(self.start), str(self.interval))).encode())
         return digest.hexdigest()
 
@@ -328,6 +341,8 @@ class City:
         if unknown or not names:
             raise ValueError(f"channels: {self.name} has {list(self.channels)}, found {names}")
         index = [self.channels.index(name) for name in names]
+        if tuple(names) == self.channels:
+            return self
         return replace(
             self,
             readings=self.readings[..., index],

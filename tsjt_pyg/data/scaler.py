@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .rows import row_blocks
+
 
 class StandardScaler:
     r"""Standardises each channel: :math:`(x - \mu_c) / \sigma_c`, from observed entries only.
@@ -32,22 +34,40 @@ class StandardScaler:
         """
         if mask is not None and mask.shape != readings.shape:
             raise ValueError(f"mask: expected the shape of the readings {[*readings.shape]}, found {[*mask.shape]}")
-        values = readings.reshape(-1, readings.shape[-1]).to(torch.float64)
-        observed = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.reshape(values.shape)
-        count = observed.sum(dim=0)
+        count, mean, squares = self._moments(readings, mask)
         if (count == 0).any():
             raise ValueError(
                 f"readings: channel {int((count == 0).nonzero()[0])} has no observed entry, so it has no mean; "
                 "give the scaler more visible days or drop the channel"
             )
-        values = values.masked_fill(~observed, 0.0)
-        mean = values.sum(dim=0) / count
-        variance = ((values - mean).masked_fill(~observed, 0.0).square().sum(dim=0) / count).clamp(min=0.0)
-        std = variance.sqrt()
+        std = (squares / count).sqrt()
         # Rounding leaves a constant channel with a std of about 1e-16 of its mean; dividing by that would make noise.
         std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))
         self.mean, self.std = mean.to(torch.float32), std.to(torch.float32)
         return self
+
+    @staticmethod
+    def _moments(readings: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Number of observed entries, their mean, and the sum of squared distances from it, of each channel ``[C]``.
+
+        Block by block, so that readings in a file need not fit into memory; blocks are joined by the formula of Chan,
+        Golub and LeVeque (1979).
+        """
+        channels = readings.shape[-1]
+        count = torch.zeros(channels, dtype=torch.float64, device=readings.device)
+        mean, squares = torch.zeros_like(count), torch.zeros_like(count)
+        for block, *masks in row_blocks(readings) if mask is None else row_blocks(readings, mask):
+            values = block.reshape(-1, channels).to(torch.float64)
+            missing = ~masks[0].reshape(values.shape) if masks else torch.zeros_like(values, dtype=torch.bool)
+            here = len(values) - missing.sum(dim=0)
+            values = values.masked_fill(missing, 0.0)
+            mean_here = values.sum(dim=0) / here.clamp(min=1)
+            squares_here = (values - mean_here).masked_fill(missing, 0.0).square().sum(dim=0)
+            share, between = here / (count + here).clamp(min=1), mean_here - mean
+            squares += squares_here + between.square() * count * share
+            mean += between * share
+            count += here
+        return count, mean, squares
 
     def transform(self, readings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Original units ``[..., C]`` to scaled; entries under a ``False`` mask become 0, the mean."""

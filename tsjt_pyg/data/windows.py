@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from .prefetch import on_stream, prefetched
+from .rows import WindowReader
+
 if TYPE_CHECKING:
     from .city import City
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,10 @@ class WindowBatch:
     def __len__(self) -> int:
         return self.x.shape[0]
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        return [getattr(self, f.name) for f in fields(self)]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> WindowBatch:
         """The batch on another device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
@@ -47,7 +56,8 @@ class Windows:
     """All windows of ``history`` steps and the ``horizon`` steps that follow, of one city.
 
     Window ``i`` has the history ``i * stride .. i * stride + history - 1``. :attr:`x`, :attr:`y` and the masks are
-    views of the city's tensors: no reading is copied until a batch is gathered, on the tensors' own device.
+    views of the city's tensors: no reading is copied until a batch is gathered, on the tensors' own device. Batches of
+    a mapped city (:meth:`City.save_mapped <tsjt_pyg.data.City.save_mapped>`) are read from its files.
 
     Args:
         city: The city.
@@ -69,7 +79,10 @@ class Windows:
                 "of one window; shorten history or horizon, or use more days"
             )
         self.city, self.history, self.horizon, self.stride = city, history, horizon, stride
-        self._time_of_day = city.time_of_day.to(city.readings.device)
+        both, time_of_day = (history, horizon), city.time_of_day.to(city.readings.device)
+        self._readings, self._mask = (WindowReader(tensor, both, stride) for tensor in (city.readings, city.mask))
+        self._readers = (self._readings, self._mask, WindowReader(time_of_day, (history,), stride))
+        self._roads: dict[torch.device | None, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return (self.city.num_steps - self.history - self.horizon) // self.stride + 1
@@ -77,52 +90,73 @@ class Windows:
     def __repr__(self) -> str:
         return f"Windows({len(self)} of {self.city.name!r}, history={self.history}, horizon={self.horizon})"
 
-    def _view(self, tensor: Tensor, offset: int, length: int) -> Tensor:
-        span = tensor[offset : offset + (len(self) - 1) * self.stride + length]
-        return span.unfold(0, length, self.stride).movedim(-1, 1)
-
     @property
     def x(self) -> Tensor:
         """Histories ``[W, T_in, N, C]``, a view."""
-        return self._view(self.city.readings, 0, self.history)
+        return self._readings.views[0]
 
     @property
     def y(self) -> Tensor:
         """Horizons ``[W, T_out, N, C]``, a view."""
-        return self._view(self.city.readings, self.history, self.horizon)
+        return self._readings.views[1]
 
     @property
     def x_mask(self) -> Tensor:
         """What was observed of :attr:`x`, a view."""
-        return self._view(self.city.mask, 0, self.history)
+        return self._mask.views[0]
 
     @property
     def y_mask(self) -> Tensor:
         """What was observed of :attr:`y`, a view."""
-        return self._view(self.city.mask, self.history, self.horizon)
+        return self._mask.views[1]
 
-    def batch(self, index: Tensor) -> WindowBatch:
-        """The windows of the given numbers ``[B]``, gathered.
+    def batch(self, index: Tensor, device: torch.device | str | None = None) -> WindowBatch:
+        """The windows of the given numbers ``[B]``, copied.
+
+        Args:
+            index: int64, numbers of windows.
+            device: Where the batch is wanted; default: where the readings are. From the CPU to a GPU it goes through
+                pinned memory, without waiting for the copy.
 
         Raises:
             IndexError: If a number is not in ``0 .. len(self) - 1``.
         """
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"index: expected windows 0 to {len(self) - 1}, found {index.tolist()}")
-        index = index.to(self.city.readings.device)
-        first = index.unsqueeze(-1) * self.stride
-        steps = first + torch.arange(self.history + self.horizon, device=index.device)
-        steps_in, steps_out = steps[:, : self.history], steps[:, self.history :]
-        return WindowBatch(
-            x=self.city.readings[steps_in],
-            y=self.city.readings[steps_out],
-            x_mask=self.city.mask[steps_in],
-            y_mask=self.city.mask[steps_out],
-            time_of_day=self._time_of_day[steps_in],
-            index=index,
-            edge_index=self.city.edge_index,
-            edge_weight=self.city.edge_weight,
-        )
+        return self._at(index.to(self.city.readings.device), device)
+
+    def _at(self, index: Tensor, device: torch.device | str | None, copy: bool = True) -> WindowBatch:
+        """The windows of the given numbers, which are not checked."""
+        there, pin = self._way(device)
+        parts = [part for reader in self._readers for part in reader.at(index, copy, pin)]
+        if there is not None:
+            parts = [part.to(there, non_blocking=pin) for part in parts]
+        return self._assembled(parts, index, there)
+
+    def _in_order(self, first: int, count: int, device: torch.device | str | None, copy: bool) -> WindowBatch:
+        """The windows ``first .. first + count - 1``; without ``copy`` as overlapping views."""
+        index = torch.arange(first, first + count, device=self.city.readings.device)
+        if self.stride > self.history + self.horizon:  # do not read or move what lies between them
+            return self._at(index, device)
+        there, pin = self._way(device)
+        parts = [part for reader in self._readers for part in reader.in_order(first, count, copy, there, pin)]
+        return self._assembled(parts, index, there)
+
+    def _assembled(self, parts: list[Tensor], index: Tensor, device: torch.device | None) -> WindowBatch:
+        x, y, x_mask, y_mask, time_of_day = parts
+        if device is not None:
+            index = index.to(device)
+            if device not in self._roads:
+                self._roads[device] = (self.city.edge_index.to(device), self.city.edge_weight.to(device))
+        edge_index, edge_weight = self._roads.get(device) or (self.city.edge_index, self.city.edge_weight)
+        return WindowBatch(x, y, x_mask, y_mask, time_of_day, index, edge_index, edge_weight)
+
+    def _way(self, device: torch.device | str | None) -> tuple[torch.device | None, bool]:
+        """The device to move to (``None``: the readings are there), and whether through pinned memory."""
+        here, there = self.city.readings.device, None if device is None else torch.device(device)
+        if there is None or (there.type == here.type and there.index in (None, here.index)):
+            return None, False
+        return there, here.type == "cpu" and there.type == "cuda"
 
     def batches(
         self,
@@ -130,6 +164,10 @@ class Windows:
         shuffle: bool = False,
         drop_last: bool = False,
         generator: torch.Generator | None = None,
+        *,
+        device: torch.device | str | None = None,
+        copy: bool = True,
+        prefetch: int | None = None,
     ) -> Iterator[WindowBatch]:
         """One pass over all windows.
 
@@ -138,11 +176,63 @@ class Windows:
             shuffle: In random order, drawn from ``generator`` (default: torch's global one).
             drop_last: Leave out a last batch that is not full.
             generator: Source of randomness (on the CPU).
+            device: Where the batches are wanted; default: where the readings are.
+            copy: Whether a batch has memory of its own. ``False`` is for reading only and much faster for windows in
+                order, which overlap: ``x``, ``y`` and the masks are then views of the city's readings, and what is
+                written to them is written to the city. Shuffled windows are always copied.
+            prefetch: Batches that a background thread makes in advance. Default: 2 where the readings are on the CPU
+                and the batches on a GPU (pinned, copied beside the kernels), or where the readings are in a mapped
+                file; else 0. The thread ends with the loop, however that ends.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
-        for index in order.split(batch_size):
-            if drop_last and len(index) < batch_size:
-                return
-            yield self.batch(index)
+        check_prefetch(prefetch)
+        order = None
+        if shuffle:
+            order = torch.randperm(len(self), generator=generator).to(self.city.readings.device)
+
+        def made() -> Iterator[WindowBatch]:
+            for first in range(0, len(self), batch_size):
+                count = min(batch_size, len(self) - first)
+                if drop_last and count < batch_size:
+                    return
+                if order is None:
+                    yield self._in_order(first, count, device, copy)
+                else:
+                    yield self._at(order[first : first + count], device, copy)
+
+        yield from ahead(made, WindowBatch.tensors, [self], device, prefetch)
+
+
+def check_prefetch(prefetch: int | None) -> None:
+    """Raises a ValueError if it is neither a number of batches nor ``None``."""
+    if prefetch is not None and prefetch < 0:
+        raise ValueError(f"prefetch: expected 0 or more batches ahead, found {prefetch}")
+
+
+def ahead(
+    make: Callable[[], Iterator[T]],
+    tensors: Callable[[T], list[Tensor]],
+    cities: Sequence[Windows],
+    device: torch.device | str | None,
+    prefetch: int | None,
+) -> Generator[T, None, None]:
+    """What ``make()`` gives, made in advance as :meth:`Windows.batches` says.
+
+    Args:
+        make: Makes batches, or pairs of them.
+        tensors: The tensors of one of them.
+        cities: The windows that batches are made of.
+        device: Where the batches are wanted.
+        prefetch: As in :meth:`Windows.batches`.
+    """
+    pinned = any(windows._way(device)[1] for windows in cities)
+    if prefetch is None:
+        prefetch = 2 if pinned or any(windows._readings.file for windows in cities) else 0
+    if prefetch == 0:
+        yield from make()
+    elif pinned:
+        assert device is not None
+        yield from on_stream(make, torch.device(device), tensors, prefetch)
+    else:
+        yield from prefetched(make(), prefetch)
