@@ -1,7 +1,7 @@
 """Tables that pandas wrote with ``to_hdf`` (fixed format), read with h5py.
 
 pandas keeps names and frequencies as pickles in the attributes of such a file, and its own reader loads them, which
-runs any code in them. Here no attribute but ``kind`` is looked at, and no pickle is loaded.
+runs any code in them. Here no attribute but ``kind`` is read, and no pickle is loaded.
 """
 
 from __future__ import annotations
@@ -46,9 +46,14 @@ def read_pandas_hdf(path: Path, columns: list[str] | None = None) -> HdfTable:
         with h5py.File(path, "r") as file:
             return _read(file, columns)
     except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as HDF5 ({str(error).strip(chr(39))})") from error
+        hint = "; its compressor is not at hand, so write it anew without complib" if _by_plugin(error) else ""
+        raise ValueError(f"{path}: cannot be read as HDF5 ({str(error).strip(chr(39))}){hint}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _by_plugin(error: Exception) -> bool:
+    return any(word in str(error) for word in ("plugin", "filter"))
 
 
 _ANEW = "write it anew with DataFrame.to_hdf(path, key='df') (format 'fixed', no complib)"
@@ -111,6 +116,8 @@ def _times(dataset: Any) -> pd.DatetimeIndex:
     kind = _kind(dataset)
     if not kind.startswith("datetime64") or dataset.dtype.kind != "i" or dataset.ndim != 1:
         raise ValueError(f"its rows are labelled with {kind or dataset.dtype}, expected times; {_ANEW}")
+    if "tz" in dataset.attrs:
+        raise ValueError(f"its times have a time zone; bring them as local time (tz_localize(None)) and {_ANEW}")
     unit = kind.partition("[")[2].rstrip("]") or "ns"
     if unit not in ("s", "ms", "us", "ns"):
         raise ValueError(f"its rows are labelled with {kind}, expected times in s, ms, us or ns; {_ANEW}")

@@ -119,7 +119,10 @@ def edges_by_distance(
         )
     known = set(node_ids)
     rows = table[table["from"].isin(known) & table["to"].isin(known)]
-    return edges_from_distances(rows, node_ids, sigma, threshold)
+    try:
+        return edges_from_distances(rows, node_ids, sigma, threshold)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def positions_by_id(table: pd.DataFrame, node_ids: Sequence[str], path: Path) -> torch.Tensor | None:
