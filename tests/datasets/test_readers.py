@@ -143,20 +143,24 @@ DC = JONAS_FILES["jonas_dc"][0]
         ),
         (write_los_loop, edit("speed.csv", ""), r"speed\.csv: cannot be read as CSV"),
         (write_los_loop, edit("speed.csv", "a,b\n"), r"speed\.csv: found a header and no rows"),
-        (write_los_loop, edit("speed.csv", "1,2,3\n4,5,6\n"), r"los_loop: its files do not fit.*positions: node '1'"),
+        (
+            write_los_loop,
+            edit("speed.csv", "1,2,3\n4,5,6\n"),
+            r"sensors\.csv: it has none of the 3 nodes with readings",
+        ),
         (
             write_los_loop,
             edit("adjacency.csv", SQUARE[:12]),
-            r"los_loop: .*adjacency: expected shape \[3, 3\].*\[2, 3\]",
+            r"adjacency\.csv: expected shape \[3, 3\].*speed\.csv, found \[2, 3\]",
         ),
         (write_los_loop, edit("adjacency.csv", "a,b\nc,d\n"), r"adjacency\.csv: column 0, line 1: found 'a'"),
-        (write_los_loop, edit("adjacency.csv", SQUARE.replace("1", "-1")), "los_loop: .*adjacency: found -1.0"),
+        (write_los_loop, edit("adjacency.csv", SQUARE.replace("1", "-1")), r"adjacency\.csv: found -1 from node"),
         (
             write_los_loop,
             edit("sensors.csv", "id,latitude\n1,2\n"),
             r"sensors\.csv: column 'sensor_id' is absent, found",
         ),
-        (write_los_loop, edit("sensors.csv", "sensor_id,latitude,longitude\n1,2,3\n"), "los_loop: .*positions: node"),
+        (write_los_loop, edit("sensors.csv", "sensor_id,latitude,longitude\n1,2,3\n"), r"sensors\.csv: .*here '1'"),
         (
             write_los_loop,
             lambda f: (f / "speed.csv").write_bytes(b"a,b\n\xff\xfe,1\n"),
@@ -177,21 +181,29 @@ DC = JONAS_FILES["jonas_dc"][0]
         (
             write_pems,
             rearrange("pems08.npz", data=np.ones((4, 2))),
-            r"expected 'data' of shape \[T, N, 3\].*found \[4, 2\]",
+            r"expected 'data' of shape \[T, N, 3\].*found float64 \[4, 2\]",
         ),
-        (write_pems, rearrange("pems08.npz", data=np.ones((4, 2, 1))), r"of shape \[T, N, 3\].*found \[4, 2, 1\]"),
+        (
+            write_pems,
+            rearrange("pems08.npz", data=np.ones((4, 2, 2))),
+            r"of shape \[T, N, 3\].*found float64 \[4, 2, 2\]",
+        ),
         (
             write_pems,
             rearrange("pems08.npz", data=np.ones((4, 1, 3))),
-            "pems08: .*column 'from': node '1' is not a node",
+            r"distance\.csv: column 'from': node '1' is not a node",
         ),
         (
             write_pems,
             edit("distance.csv", "from,to\n0,1\n"),
             r"distance\.csv: column 'cost' is absent, found \['from', 'to'\]",
         ),
-        (write_pems, edit("distance.csv", "from,to,cost\n0,1,-3\n"), "pems08: .*distances: found -3.0 from node '0'"),
-        (write_pems, edit("distance.csv", "from,to,cost\n,1,3\n"), "pems08: "),
+        (write_pems, edit("distance.csv", "from,to,cost\n0,1,-3\n"), r"distance\.csv: found -3 from node '0' to"),
+        (
+            write_pems,
+            edit("distance.csv", "from,to,cost\n,1,3\n"),
+            r"distance\.csv: column 'from', line 2: this field is empty",
+        ),
         (write_jonas, rearrange(DC, taxi=np.ones(3), bike=np.ones(3)), "array 'mask' is absent"),
         (
             write_jonas,
@@ -217,6 +229,8 @@ def test_damaged_files_are_named(tmp_path, write, change, message):
 def test_missing_files_are_named_with_the_card(tmp_path, write):
     folder = write(tmp_path)
     for path in folder.iterdir():
+        if path.name == "sensors.csv":  # positions may be absent
+            continue
         content = path.read_bytes()
         path.unlink()
         with pytest.raises(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,30 +14,39 @@ import pandas as pd
 from ..data.city_file import DAMAGED, open_npz
 
 
-def existing(folder: Path, name: str, card: str) -> Path:
-    """The file ``folder/name``.
+def existing(folder: Path, name: str, card: str, *others: str) -> Path:
+    """The file ``folder/name``, or the first of ``others`` that is there (the same content by another name).
 
     Raises:
-        FileNotFoundError: If it is not there; the message says where it belongs and names the card that says where to
+        FileNotFoundError: If none is there; the message says where it belongs and names the card that says where to
             get it.
     """
-    path = folder / name
-    if not path.is_file():
+    found = present(folder, name, *others)
+    if found is None:
+        also = f" (it may be called {' or '.join(others)}, too)" if others else ""
         raise FileNotFoundError(
-            f"{path}: this file is missing. Put it there (the card datasets/{card}.md says where to get it), or choose "
-            "another folder of cities with root= (--root) or the environment variable TSJT_CITIES"
+            f"{folder / name}: this file is missing{also}. Put it there (the card datasets/{card}.md says where to get "
+            "it), or choose another folder of cities with root= (--root) or the environment variable TSJT_CITIES"
         )
-    return path
+    return found
+
+
+def present(folder: Path, *names: str) -> Path | None:
+    """The first of the files that is there."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """The named arrays of an ``.npz``; pickled objects are refused.
+    """The named arrays of an ``.npz``; pickled objects, and names that lead out of the archive, are refused.
 
     Raises:
         ValueError: If the file is damaged, or an array is absent or pickled.
     """
     try:
         with open_npz(path) as arrays:
+            for name in arrays.files:
+                if ".." in PurePosixPath(name.replace("\\", "/")).parts or name.startswith(("/", "\\")):
+                    raise ValueError(f"array {name!r} has a path out of the archive for a name; get the file anew")
             absent = [key for key in keys if key not in arrays]
             if absent:
                 raise ValueError(f"array {absent[0]!r} is absent, found {sorted(arrays)}")
@@ -42,20 +55,62 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: cannot be read as .npz ({error})") from error
 
 
-def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
+def read_npy(path: Path, mapped: bool = False) -> np.ndarray:
+    """The array of an ``.npy``; pickled objects are refused.
+
+    Args:
+        path: The file.
+        mapped: Leave it on disk until it is indexed.
+
+    Raises:
+        ValueError: If the file is damaged, pickled, or no ``.npy``.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except DAMAGED as error:
+        raise ValueError(f"{path}: cannot be read as .npy ({error})") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{path}: cannot be read as .npy (it is an archive of arrays, .npz)")
+    return array
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        ValueError: If it is damaged or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_csv(
+    path: Path, *columns: str, header: bool = True, text: Sequence[str] = (), names: Sequence[str] | None = None
+) -> pd.DataFrame:
     """A CSV file of numbers.
 
     Args:
         path: The file.
         *columns: Columns it must have.
         header: Whether the first line names the columns.
+        text: Columns whose fields stay text, ids for example; none of these fields may be empty.
+        names: Names of the columns of a file without a header.
 
     Raises:
         ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
     """
+    dtypes = dict.fromkeys(text, str)
     try:
-        _check_rectangular(path)
-        table = pd.read_csv(path, header=0 if header else None)
+        width = _check_rectangular(path)
+        if names is not None and width != len(names):
+            raise ValueError(f"it has no header, so expected {len(names)} columns ({', '.join(names)}), found {width}")
+        table = pd.read_csv(path, header=0 if header else None, names=None if names is None else [*names], dtype=dtypes)
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
     absent = [column for column in columns if column not in table.columns]
@@ -64,9 +119,14 @@ def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
     if table.empty:
         raise ValueError(f"{path}: found a header and no rows")
     for column in table.columns:
-        if table[column].dtype.kind not in "fiu":
-            text = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
-            row = int(text.to_numpy().argmax())
+        if column in text:
+            empty = table[column].isna()
+            if empty.any():
+                line = int(empty.to_numpy().argmax()) + 1 + header
+                raise ValueError(f"{path}: column {column!r}, line {line}: this field is empty")
+        elif table[column].dtype.kind not in "fiu":
+            wrong = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
+            row = int(wrong.to_numpy().argmax())
             line = row + 1 + header
             raise ValueError(
                 f"{path}: column {column!r}, line {line}: found {table[column].iloc[row]!r}, expected a number"
@@ -74,10 +134,15 @@ def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
     return table
 
 
-def _check_rectangular(path: Path) -> None:
-    """Refuses short lines, which pandas fills up with NaN, and long ones, whose first field it takes for an index."""
+def _check_rectangular(path: Path) -> int:
+    """The number of fields in every line; refuses short ones, which pandas fills up with NaN, and long ones."""
     with path.open(encoding="utf-8") as lines:
-        fields = next(lines, "").count(",") + 1
+        fields = _count_fields(next(lines, ""))
         for number, line in enumerate(lines, start=2):
-            if line.strip() and line.count(",") + 1 != fields:
-                raise ValueError(f"line {number} has {line.count(',') + 1} fields, the first line {fields}")
+            if line.strip() and _count_fields(line) != fields:
+                raise ValueError(f"line {number} has {_count_fields(line)} fields, the first line {fields}")
+    return fields
+
+
+def _count_fields(line: str) -> int:
+    return len(next(csv.reader([line]))) if '"' in line else line.count(",") + 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 
 from ..data import City
 from .files import existing, read_npz
+from .grid import grid_city
 
 _FILES = {
     "jonas_nyc": ("JONAS-NYC-16x8-20151024-20160131.npz", pd.Timedelta(minutes=30)),
@@ -28,33 +28,14 @@ def read_jonas(folder: Path, name: str) -> City:
     shapes = [arrays[trip].shape for trip in ("taxi", "bike")]
     if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][3] != 2:
         raise ValueError(f"{path}: expected 'taxi' and 'bike' of one shape [T, H, W, 2], found {[*map(list, shapes)]}")
-    trips = np.concatenate([arrays["taxi"], arrays["bike"]], axis=-1).astype(np.float32)
-    height, width = trips.shape[1:3]
-    sea = {(int(row), int(column)) for row, column in arrays["mask"].reshape(-1, 2)}
-    graph = _king_graph(height, width)
-    graph.remove_nodes_from(sea)
-    zones = sorted(graph.nodes)
-    rows, columns = np.array(zones).T
-    return City.from_networkx(
-        trips[:, rows, columns],
-        nx.relabel_nodes(graph, {zone: f"{zone[0]}-{zone[1]}" for zone in zones}),
+    trips = np.concatenate([arrays["taxi"], arrays["bike"]], axis=-1)
+    return grid_city(
+        trips,
+        arrays["mask"],
+        path,
         name=name,
-        node_ids=[f"{row}-{column}" for row, column in zones],
         channels=["taxi_demand", "taxi_supply", "bike_demand", "bike_supply"],
         units=["trips"] * 4,
         start="2015-10-24",
         interval=interval,
     )
-
-
-def _king_graph(height: int, width: int) -> nx.Graph:
-    """Zones joined with their 8 neighbours, as a king moves."""
-    graph = nx.grid_2d_graph(height, width)
-    graph.add_edges_from(
-        ((row, column), (row + 1, column + side))
-        for row in range(height - 1)
-        for column in range(width)
-        for side in (-1, 1)
-        if 0 <= column + side < width
-    )
-    return graph

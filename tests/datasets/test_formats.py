@@ -1,0 +1,518 @@
+"""The field's formats, written by the field's own libraries, come back by node id whatever the order of the files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from tsjt_pyg.data import City
+from tsjt_pyg.datasets import load_city
+from tsjt_pyg.datasets.dcrnn import read_dcrnn
+from tsjt_pyg.datasets.grid import read_grid
+from tsjt_pyg.datasets.largest import read_largest
+from tsjt_pyg.datasets.libcity import read_libcity
+from tsjt_pyg.datasets.stgfsl import read_stgfsl
+
+IDS = ["773869", "767541", "717447", "717446"]
+
+
+def by_id(city: City) -> dict[str, list[float]]:
+    """Readings of each node (first channel), NaN where missing."""
+    values = city.readings[..., 0].numpy().copy()
+    values[~city.mask[..., 0].numpy()] = np.nan
+    return {node: values[:, i].tolist() for i, node in enumerate(city.node_ids)}
+
+
+def roads(city: City) -> dict[tuple[str, str], float]:
+    ids = [(city.node_ids[i], city.node_ids[j]) for i, j in city.edge_index.T.tolist()]
+    return dict(zip(ids, city.edge_weight.tolist(), strict=True))
+
+
+def places(city: City) -> dict[str, list[float]]:
+    assert city.pos is not None
+    return dict(zip(city.node_ids, city.pos.tolist(), strict=True))
+
+
+def speeds(ids: list[Any], steps: int = 6, freq: str = "5min", start: str = "2012-03-01") -> pd.DataFrame:
+    """Readings that are all different, so that a wrong one cannot go unseen."""
+    values = 1 + np.arange(steps)[:, None] + 100.0 * np.arange(len(ids))
+    return pd.DataFrame(values, index=pd.date_range(start, periods=steps, freq=freq), columns=ids)
+
+
+def to_hdf(frame: pd.DataFrame, path: Path, key: str = "df") -> None:
+    pytest.importorskip("tables")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame.to_hdf(path, key=key, mode="w")
+
+
+# --- METR-LA, PEMS-BAY
+
+MATRIX = np.array([[1, 0.5, 0, 0], [0.25, 1, 0.75, 0], [0, 0, 1, 0.125], [0, 0, 0, 1]], dtype=np.float32)
+
+
+def write_metr_la(root: Path, ids: list[str] = IDS, matrix_ids: list[str] = IDS) -> Path:
+    folder = root / "metr_la"
+    folder.mkdir()
+    to_hdf(speeds(IDS)[ids], folder / "metr-la.h5")
+    order = [IDS.index(node) for node in matrix_ids]
+    content = [matrix_ids, {node: i for i, node in enumerate(matrix_ids)}, MATRIX[np.ix_(order, order)]]
+    (folder / "adj_mx.pkl").write_bytes(pickle.dumps(content, 2))
+    table = {
+        "index": range(4),
+        "sensor_id": IDS[::-1],
+        "latitude": [34.4, 34.3, 34.2, 34.1],
+        "longitude": [-118.4, -118.3, -118.2, -118.1],
+    }
+    pd.DataFrame(table).to_csv(folder / "graph_sensor_locations.csv", index=False)
+    return folder
+
+
+def test_metr_la(tmp_path):
+    write_metr_la(tmp_path)
+    city = load_city("metr_la", root=tmp_path)
+    assert city.node_ids == tuple(IDS)
+    assert by_id(city) == speeds(IDS).to_dict("list")
+    assert roads(city) == {(a, b): MATRIX[i, j] for i, a in enumerate(IDS) for j, b in enumerate(IDS) if MATRIX[i, j]}
+    assert places(city)["773869"] == [34.1, -118.1]
+    assert (city.channels, city.units, city.name) == (("speed",), ("mph",), "metr_la")
+    assert (city.start, city.interval) == (pd.Timestamp("2012-03-01"), pd.Timedelta("5min"))
+
+
+def test_metr_la_with_every_file_in_an_order_of_its_own(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = read_dcrnn(write_metr_la(tmp_path / "a"), "metr_la")
+    two = read_dcrnn(write_metr_la(tmp_path / "b", IDS[::-1], [IDS[i] for i in (2, 0, 3, 1)]), "metr_la")
+    assert two.node_ids == tuple(IDS[::-1])
+    assert (by_id(one), roads(one), places(one)) == (by_id(two), roads(two), places(two))
+
+
+def test_metr_la_a_zero_is_missing_and_rows_are_in_any_order(tmp_path):
+    folder = write_metr_la(tmp_path)
+    frame = speeds(IDS)
+    frame.iloc[2, 1] = 0
+    to_hdf(frame.iloc[[3, 0, 1, 5, 4, 2]], folder / "metr-la.h5")
+    city = read_dcrnn(folder, "metr_la")
+    assert not city.mask[2, 1].item()
+    assert city.mask.sum() == city.mask.numel() - 1
+    np.testing.assert_array_equal(by_id(city)["773869"], frame["773869"])
+
+
+def test_pems_bay_ids_are_numbers_and_its_missing_hour_is_missing(tmp_path, caplog):
+    """PEMS-BAY lacks the hour that the clocks skip; its csv files have no header."""
+    folder = tmp_path / "pems_bay"
+    folder.mkdir()
+    frame = speeds([400001, 400017], steps=60, start="2017-03-12")
+    gone = frame.index.hour == 2
+    to_hdf(frame[~gone], folder / "pems-bay.h5", key="speed")
+    rows = "400001,400001,0.0\n400017,400017,0.0\n400001,400017,500.0\n400017,400001,50.0\n400017,999999,1.0\n"
+    (folder / "distances_bay_2017.csv").write_text(rows)
+    (folder / "graph_sensor_locations_bay.csv").write_text("400017,37.2,-121.9\n400001,37.3,-121.8\n")
+    with caplog.at_level("INFO"):
+        city = load_city("pems_bay", root=tmp_path)
+    assert "12 of 60 steps are left out; they are missing readings here" in caplog.text
+    assert "roads of 1 nodes without readings are left out: ['999999']" in caplog.text
+    assert city.node_ids == ("400001", "400017")
+    assert not city.mask[gone].any()
+    assert city.mask[~gone].all()
+    assert city.time[36] == pd.Timestamp("2017-03-12 03:00")
+    assert city.readings[36, 0, 0] == 37
+    sigma = np.std([0, 0, 500, 50])  # DCRNN's: all distances among the sensors, with the zeros
+    assert np.exp(-((500 / sigma) ** 2)) < 0.1
+    assert roads(city) == pytest.approx({("400017", "400001"): np.exp(-((50 / sigma) ** 2))})
+    assert places(city)["400001"] == [37.3, -121.8]
+
+
+def test_matrix_and_distances_of_dcrnn_give_the_same_roads(tmp_path):
+    """The pickle as DCRNN's own formula makes it of the distances, and the distances themselves."""
+    rng = np.random.default_rng(0)
+    folder = write_metr_la(tmp_path)
+    rows = [(a, b, 0.0 if a == b else rng.uniform(100, 8000)) for a in IDS for b in IDS]
+    table = pd.DataFrame(rows, columns=["from", "to", "cost"])
+    table.sample(frac=1, random_state=1).to_csv(folder / "distances_la_2012.csv", index=False)
+    distance = table["cost"].to_numpy().reshape(4, 4)
+    matrix = np.exp(-np.square(distance / distance.std())).astype(np.float32)
+    matrix[matrix < 0.1] = 0
+    (folder / "adj_mx.pkl").write_bytes(pickle.dumps([IDS, {n: i for i, n in enumerate(IDS)}, matrix], 2))
+    of_matrix = {pair: weight for pair, weight in roads(read_dcrnn(folder, "metr_la")).items() if pair[0] != pair[1]}
+    (folder / "adj_mx.pkl").unlink()
+    assert len(of_matrix) > 2
+    assert roads(read_dcrnn(folder, "metr_la")) == pytest.approx(of_matrix, rel=1e-5)
+
+
+def test_sensor_ids_limit_the_sensors(tmp_path, caplog):
+    folder = write_metr_la(tmp_path)
+    (folder / "graph_sensor_ids.txt").write_text("717447,773869,1\n")
+    city = read_dcrnn(folder, "metr_la")
+    assert city.node_ids == ("773869", "717447")
+    assert "1 of the 3 sensors in" in caplog.text
+    assert "have no column here: ['1']" in caplog.text
+
+
+# --- missing on either side
+
+
+def test_the_readings_say_which_nodes_there_are(tmp_path, caplog):
+    folder = write_metr_la(tmp_path, matrix_ids=["717447", "773869", "717446"])
+    to_hdf(speeds(IDS)[["767541", "717447", "773869"]], folder / "metr-la.h5")
+    with caplog.at_level("INFO"):
+        city = read_dcrnn(folder, "metr_la")
+    assert city.node_ids == ("767541", "717447", "773869")
+    assert roads(city) == {("717447", "717447"): 1.0, ("773869", "773869"): 1.0}
+    assert "1 of 3 nodes with readings have no roads here: ['767541']" in caplog.text
+    assert "roads of 1 nodes without readings are left out: ['717446']" in caplog.text
+    assert "no two of its 3 nodes are joined by a road" in caplog.text
+    assert places(city)["773869"] == [34.1, -118.1]
+
+
+def test_positions_count_only_if_every_node_has_one(tmp_path, caplog):
+    folder = write_metr_la(tmp_path)
+    path = folder / "graph_sensor_locations.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert read_dcrnn(folder, "metr_la").pos is None
+    assert "positions are left out, for 1 of 4 nodes have none: ['773869']" in caplog.text
+
+
+def test_a_node_without_a_reading_stays_and_is_named(tmp_path, caplog):
+    folder = write_metr_la(tmp_path)
+    frame = speeds(IDS)
+    frame["717447"] = 0
+    to_hdf(frame, folder / "metr-la.h5")
+    city = read_dcrnn(folder, "metr_la")
+    assert city.num_nodes == 4
+    assert "1 of 4 nodes have no reading at all: ['717447']" in caplog.text
+
+
+def test_one_node(tmp_path, caplog):
+    folder = write_metr_la(tmp_path, IDS[:1], IDS[:1])
+    city = read_dcrnn(folder, "metr_la")
+    assert (city.num_nodes, city.num_edges) == (1, 1)
+    assert "no two of its 1 nodes are joined by a road" in caplog.text
+
+
+# --- PEMS03, PEMS07
+
+
+def write_pems03(root: Path) -> Path:
+    folder = root / "pems03"
+    folder.mkdir()
+    data = np.arange(1, 13, dtype=np.float64).reshape(4, 3, 1)
+    data[1, 1] = 0
+    np.savez_compressed(folder / "PEMS03.npz", data=data)
+    (folder / "PEMS03.txt").write_text("313344\n313349\n313788\n")
+    rows = {"from": [313788, 313349, 318566], "to": [313349, 313344, 313344], "distance": [2.0, 1.0, 0.5]}
+    pd.DataFrame(rows).to_csv(folder / "PEMS03.csv", index=False)
+    return folder
+
+
+def test_pems03_has_flow_only_and_sensor_ids(tmp_path, caplog):
+    write_pems03(tmp_path)
+    with caplog.at_level("INFO"):
+        city = load_city("pems03", root=tmp_path)
+    assert city.node_ids == ("313344", "313349", "313788")
+    assert (city.channels, city.units) == (("flow",), ("veh/5min",))
+    assert by_id(city)["313788"] == [3, 6, 9, 12]
+    assert city.mask[:, 1, 0].tolist() == [True, False, True, True]
+    mean = (2**2 + 1**2) / 2
+    near, far = np.exp(-1 / mean), np.exp(-4 / mean)
+    expected = {("313344", "313349"): near, ("313349", "313788"): far}
+    assert roads(city) == pytest.approx({**expected, **{(b, a): w for (a, b), w in expected.items()}})
+    assert "roads of 1 nodes without readings are left out: ['318566']" in caplog.text
+    assert city.start == pd.Timestamp("2018-09-01")
+
+
+def test_pems07_has_positions_in_the_readings_for_ids(tmp_path):
+    folder = tmp_path / "pems07"
+    folder.mkdir()
+    np.savez(folder / "PEMS07.npz", data=np.ones((3, 2, 1), dtype=np.int64))
+    pd.DataFrame({"from": [0], "to": [1], "cost": [0.3]}).to_csv(folder / "PEMS07.csv", index=False)
+    city = load_city("pems07", root=tmp_path)
+    assert (city.node_ids, city.channels, set(roads(city))) == (("0", "1"), ("flow",), {("0", "1"), ("1", "0")})
+
+
+# --- ST-GFSL
+
+
+@pytest.mark.parametrize(
+    ("name", "interval", "unit"),
+    [
+        ("chengdu_m", "10min", "km/h"),
+        ("shenzhen", "10min", "km/h"),
+        ("stgfsl_metr_la", "5min", "mph"),
+        ("stgfsl_pems_bay", "5min", "mph"),
+    ],
+)
+def test_stgfsl(tmp_path, name, interval, unit, caplog):
+    folder = tmp_path / name
+    folder.mkdir()
+    steps = int(pd.Timedelta("1D") / pd.Timedelta(interval))
+    data = np.stack([speeds(["a", "b"], steps).to_numpy(), np.zeros((steps, 2))], axis=-1)
+    data[5, 1, 0] = 0
+    np.save(folder / "dataset.npy", data)
+    np.save(folder / "matrix.npy", np.array([[0, 0.5], [0, 0]]))
+    city = load_city(name, root=tmp_path)
+    assert (city.interval, city.units, city.steps_per_day) == (pd.Timedelta(interval), (unit,), steps)
+    assert city.channels == ("speed",)
+    assert city.missing == pytest.approx(1 / city.mask.numel())
+    assert roads(city) == {("0", "1"): 0.5}
+    assert "later clock times are off" not in caplog.text
+    np.save(folder / "dataset.npy", data[:-1])
+    read_stgfsl(folder, name)
+    assert f"{steps - 1} steps of {interval}" in caplog.text
+    assert "later clock times are off" in caplog.text
+
+
+# --- T-GCN
+
+
+@pytest.mark.parametrize(("name", "prefix", "interval"), [("sz_taxi", "sz", "15min"), ("los_loop", "los", "5min")])
+def test_tgcn_by_the_names_of_its_release(tmp_path, name, prefix, interval):
+    folder = tmp_path / name
+    folder.mkdir()
+    frame = speeds([90217, 90225])
+    frame.iloc[0, 0] = 0
+    frame.to_csv(folder / f"{prefix}_speed.csv", index=False)
+    pd.DataFrame([[0, 1], [1, 0]]).to_csv(folder / f"{prefix}_adj.csv", index=False, header=False)
+    city = load_city(name, root=tmp_path)
+    assert city.node_ids == ("90217", "90225")
+    assert by_id(city)["90225"] == frame[90225].to_list()
+    assert not city.mask[0, 0].item()
+    assert city.interval == pd.Timedelta(interval)
+    assert roads(city) == {("90217", "90225"): 1.0, ("90225", "90217"): 1.0}
+    assert city.pos is None
+
+
+# --- LargeST
+
+
+def write_largest(root: Path, name: str = "largest_sd") -> Path:
+    """Five sensors of three districts; the columns of the flows and the lines of the meta table are shuffled."""
+    folder = root / name
+    folder.mkdir()
+    ids = [1114091, 401001, 1118333, 715918, 801230]
+    frame = speeds([str(node) for node in ids], start="2019-01-01", steps=12)
+    frame.iloc[1, 0], frame.iloc[2, 0] = np.nan, 0.0
+    to_hdf(frame.iloc[:, [3, 2, 0, 4, 1]], folder / "ca_his_raw_2019.h5", key="t")
+    meta = pd.DataFrame(
+        {
+            "ID": ids,
+            "Lat": [32.0, 37.0, 32.1, 34.0, 33.9],
+            "Lng": [-117.0, -122.0, -117.1, -118.0, -117.5],
+            "District": [11, 4, 11, 7, 8],
+            "County": ["San Diego", "Alameda", "San Diego", "Los Angeles", "Riverside"],
+            "Fwy": ["I5-N", "I880-S", "I5-S", "US101-N", "SR91-E"],
+            "Lane": [4, 3, 4, 5, 3],
+            "Type": ["Mainline"] * 5,
+            "Direction": list("NSSNE"),
+            "ID2": [0, 1, 2, 3, 4],
+        }
+    )
+    meta.iloc[[4, 2, 0, 3, 1]].to_csv(folder / "ca_meta.csv", index=False)
+    np.save(folder / "ca_rn_adj.npy", np.arange(25, dtype=np.float32).reshape(5, 5) / 25)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("region", "ids"),
+    [
+        ("sd", ["1114091", "1118333"]),
+        ("gba", ["401001"]),
+        ("gla", ["715918", "801230"]),
+        ("ca", ["1114091", "1118333", "401001", "715918", "801230"]),
+    ],
+)
+def test_largest(tmp_path, region, ids):
+    write_largest(tmp_path, f"largest_{region}")
+    city = load_city(f"largest_{region}", root=tmp_path)
+    assert sorted(city.node_ids) == ids
+    order = ["1114091", "401001", "1118333", "715918", "801230"]
+    for i, node in enumerate(order):
+        for j, other in enumerate(order):
+            if node in ids and other in ids and i + j:
+                assert roads(city)[node, other] == pytest.approx((5 * i + j) / 25)
+    assert places(city)[ids[-1]] == pytest.approx(
+        {"sd": [32.1, -117.1], "gba": [37.0, -122.0]}.get(region, [33.9, -117.5])
+    )
+    assert (city.channels, city.units, city.start) == (("flow",), ("veh/5min",), pd.Timestamp("2019-01-01"))
+
+
+def test_largest_missing_is_nan_in_the_raw_file_and_zero_in_the_processed_one(tmp_path):
+    folder = write_largest(tmp_path)
+    city = read_largest(folder, "largest_sd")
+    assert city.mask[:4, city.node_ids.index("1114091"), 0].tolist() == [True, False, True, True]
+    frame = pd.read_hdf(folder / "ca_his_raw_2019.h5").fillna(0)
+    (folder / "ca_his_raw_2019.h5").unlink()
+    to_hdf(frame[["1118333", "1114091"]], folder / "sd_his_2019.h5", key="t")
+    city = read_largest(folder, "largest_sd")
+    assert city.mask[:4, city.node_ids.index("1114091"), 0].tolist() == [True, False, False, True]
+
+
+def test_largest_at_15_minutes(tmp_path):
+    city = read_largest(write_largest(tmp_path), "largest_sd", interval="15min")
+    assert city.interval == pd.Timedelta("15min")
+    node = city.node_ids.index("1118333")
+    assert city.readings[:, node, 0].tolist() == [202.0, 205.0, 208.0, 211.0]
+    assert not city.mask[0, city.node_ids.index("1114091"), 0].item()
+
+
+def test_largest_with_files_of_the_region_alone(tmp_path):
+    """The region's table keeps ID2 of the state; its matrix is in the order of the table."""
+    folder = write_largest(tmp_path)
+    meta = pd.read_csv(folder / "ca_meta.csv")
+    meta[meta["District"] == 11].to_csv(folder / "sd_meta.csv", index=False)
+    np.save(folder / "sd_rn_adj.npy", np.array([[1, 0.5], [0, 1]], dtype=np.float32))
+    for file in ("ca_meta.csv", "ca_rn_adj.npy"):
+        (folder / file).unlink()
+    assert roads(read_largest(folder, "largest_sd"))["1118333", "1114091"] == 0.5
+
+
+# --- LibCity
+
+
+def write_libcity(root: Path, name: str = "METR_LA", shuffle: int | None = None) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    frame = speeds(["773869", "767541"])
+    frame.iloc[1, 0] = 0
+    long = frame.rename_axis("time").reset_index().melt("time", var_name="entity_id", value_name="traffic_speed")
+    long["time"] = long["time"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    long.insert(0, "type", "state")
+    long.insert(0, "dyna_id", range(len(long)))
+    long = long[["dyna_id", "type", "time", "entity_id", "traffic_speed"]]
+    if shuffle is not None:
+        long = long.sample(frac=1, random_state=shuffle)
+    long.to_csv(folder / f"{name}.dyna", index=False)
+    geo = {"geo_id": [767541, 773869], "type": "Point", "coordinates": ["[-118.2, 34.2]", "[-118.1, 34.1]"]}
+    pd.DataFrame(geo).to_csv(folder / f"{name}.geo", index=False)
+    rel = {
+        "rel_id": [0, 1],
+        "type": "geo",
+        "origin_id": [773869, 5],
+        "destination_id": [767541, 773869],
+        "cost": [9.0, 1],
+    }
+    pd.DataFrame(rel).to_csv(folder / f"{name}.rel", index=False)
+    (folder / "config.json").write_text(json.dumps({"dyna": {"including_types": ["state"]}}))
+    return folder
+
+
+@pytest.mark.parametrize("shuffle", [None, 0, 1])
+def test_libcity(tmp_path, shuffle):
+    write_libcity(tmp_path / "libcity", shuffle=shuffle)
+    city = load_city("libcity/METR_LA", root=tmp_path)
+    frame = speeds(["773869", "767541"])
+    assert by_id(city)["767541"] == frame["767541"].to_list()
+    assert city.mask[:, city.node_ids.index("773869"), 0].tolist() == [True, False, True, True, True, True]
+    assert places(city) == {"773869": [34.1, -118.1], "767541": [34.2, -118.2]}
+    assert roads(city) == pytest.approx({("773869", "767541"): np.exp(-1)})
+    assert (city.channels, city.name) == (("traffic_speed",), "libcity/METR_LA")
+    assert (city.start, city.interval) == (pd.Timestamp("2012-03-01"), pd.Timedelta("5min"))
+
+
+def test_libcity_rows_that_are_left_out_are_missing(tmp_path):
+    folder = write_libcity(tmp_path)
+    path = folder / "METR_LA.dyna"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + lines[4:]))
+    city = read_libcity(folder)
+    assert city.mask[:, 0, 0].tolist() == [True, False, False, True, True, True]
+    assert city.mask[:, 1].all()
+
+
+def test_libcity_weights_and_channels_as_the_config_says(tmp_path):
+    folder = write_libcity(tmp_path)
+    path = folder / "METR_LA.dyna"
+    pd.read_csv(path).assign(flow=0.0, extra="x").to_csv(path, index=False)
+    path.write_text(path.read_text().replace(",x", ",1"))
+    rel = folder / "METR_LA.rel"
+    pd.read_csv(rel).assign(link_weight=[0.5, 1]).to_csv(rel, index=False)
+    info = {"data_col": ["traffic_speed", "flow"], "weight_col": "link_weight", "time_intervals": 300}
+    (folder / "config.json").write_text(json.dumps({"info": info}))
+    city = read_libcity(folder, units=["mph", "veh"])
+    assert (city.channels, city.units) == (("traffic_speed", "flow"), ("mph", "veh"))
+    assert roads(city) == {("773869", "767541"): 0.5}
+    assert city.select("flow").mask.all()  # a flow of zero is a count
+    assert not read_libcity(folder, zero_missing=["flow"]).select("flow").mask.any()
+
+
+def test_libcity_without_roads(tmp_path, caplog):
+    folder = write_libcity(tmp_path)
+    (folder / "METR_LA.rel").unlink()
+    with caplog.at_level("INFO"):
+        city = read_libcity(folder)
+    assert "each node is joined with its 8 nearest by position" in caplog.text
+    assert set(roads(city)) == {("773869", "767541"), ("767541", "773869")}
+    pd.DataFrame({"geo_id": [767541, 773869], "type": "Point", "coordinates": "[]"}).to_csv(
+        folder / "METR_LA.geo", index=False
+    )
+    assert read_libcity(folder).num_edges == 0
+    assert "no two of its 2 nodes are joined by a road" in caplog.text
+
+
+def test_libcity_grid(tmp_path):
+    folder = tmp_path / "NYCTAXI"
+    folder.mkdir()
+    cells = [(row, column) for row in range(2) for column in range(2)]
+    rows = [
+        (f"2014-01-01T{hour:02}:00:00Z", row, column, 10 * row + column + 100 * hour, 1)
+        for row, column in cells
+        for hour in range(3)
+    ]
+    table = pd.DataFrame(rows, columns=["time", "row_id", "column_id", "pickup", "dropoff"])
+    table.insert(0, "type", "state")
+    table.insert(0, "dyna_id", range(len(table)))
+    table.sample(frac=1, random_state=0).to_csv(folder / "NYCTAXI.grid", index=False)
+    geo = pd.DataFrame(cells, columns=["row_id", "column_id"])
+    geo = geo.assign(geo_id=range(4), type="Polygon", coordinates="[[[0,0],[0,1],[1,1],[1,0]]]")
+    geo[["geo_id", "type", "coordinates", "row_id", "column_id"]].to_csv(folder / "NYCTAXI.geo", index=False)
+    city = read_libcity(folder)
+    assert sorted(city.node_ids) == ["0-0", "0-1", "1-0", "1-1"]
+    assert by_id(city)["1-0"] == [10, 110, 210]
+    assert by_id(city)["0-0"] == [0, 100, 200]  # a zero is a count
+    assert city.num_edges == 12
+    assert city.interval == pd.Timedelta("1h")
+
+
+# --- grids
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "h5"])
+@pytest.mark.parametrize("axes", ["THWC", "TCHW"])
+def test_grid(tmp_path, kind, axes):
+    values = np.arange(5 * 2 * 3 * 2, dtype=np.float32).reshape(5, 2, 3, 2)
+    values[1, 0, 0, 0] = np.nan
+    stored = values.transpose(["THWC".index(letter) for letter in axes])
+    path = tmp_path / f"bike.{kind}"
+    if kind == "npz":
+        np.savez(path, data=stored)
+    elif kind == "npy":
+        np.save(path, stored)
+    else:
+        with h5py.File(path, "w") as file:
+            file["data"] = stored
+    land = np.array([[True, True, True], [True, False, True]])
+    city = read_grid(path, axes=axes, mask=land, channels=["in", "out"], interval="30min", start="2015-01-01")
+    assert city.node_ids == ("0-0", "0-1", "0-2", "1-0", "1-2")
+    np.testing.assert_array_equal(city.readings[:, 4].numpy(), values[:, 1, 2])
+    assert not city.mask[1, 0, 0].item()
+    assert city.mask.sum() == city.mask.numel() - 1
+    assert city.mask[0, 0, 0].item()  # a zero is a true zero
+    assert roads(city)["0-1", "1-2"] == 1
+    assert city.num_edges == 12
+    assert city.steps_per_day == 48
+
+
+def test_grid_with_the_mask_and_one_channel_in_the_file(tmp_path):
+    path = tmp_path / "bike.npz"
+    np.savez(path, demand=np.ones((4, 2, 2)), sea=np.array([[0, 1]]))
+    city = read_grid(path, array="demand", mask="sea", axes="THW")
+    assert city.node_ids == ("0-0", "1-0", "1-1")
