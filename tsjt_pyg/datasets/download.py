@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and all bytes (``None``: the server does not say)."""
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _PAUSE = 1.0
 """Seconds before another attempt."""
 
