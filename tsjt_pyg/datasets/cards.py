@@ -19,9 +19,13 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .catalogue import CityEntry
 
 State = Literal["as on the card", "missing", "differs from the card", "present, checksum not on the card"]
+DIFFERS: State = "differs from the card"
 
 _ROW = re.compile(r"^\|\s*`(?P<name>[^`]+)`\s*\|(?P<cells>.*)\|\s*$", flags=re.MULTILINE)
 _SHA256 = re.compile(r"`([0-9a-f]{64})`")
@@ -111,6 +115,14 @@ def _card_file(row: re.Match[str]) -> CardFile:
     )
 
 
+def city_folder(entry: CityEntry) -> Path | None:
+    """Where the files of a city lie: its folder, or that of the bundled cities; ``None`` where no root is known."""
+    if entry.name.startswith("demo/"):
+        bundled = files("tsjt_pyg.datasets.bundled") / "demo"
+        return bundled if isinstance(bundled, Path) else None
+    return entry.folder
+
+
 def missing_files(card: Card, folder: Path) -> list[str]:
     """Names of the files that are needed and not in ``folder``."""
     return [file.name for file in card.files if not file.optional and not (folder / file.name).is_file()]
@@ -143,4 +155,4 @@ def _state(file: CardFile, path: Path) -> State:
         return "missing"
     if file.sha256 is None:
         return "present, checksum not on the card"
-    return "as on the card" if sha256_of(path) == file.sha256 else "differs from the card"
+    return "as on the card" if sha256_of(path) == file.sha256 else DIFFERS

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, Dataset
@@ -21,13 +18,11 @@ from ..data.signal import WindowDataset
 from .cards import CardFile, missing_files, read_card, where_to_get
 from .catalogue import ROOT_VARIABLE, list_cities, load_city
 from .download import download, terminal_bar
+from .stored import city_from_state, city_state, described, transformed_city
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "tsjt_pyg.CityDataset/1"
-
-_OWN = {"x", "y", "mask", "x_mask", "edge_index", "edge_attr", "node", "num_nodes", "pos"}
-"""What a city or window has anyway; what else a ``pre_transform`` leaves is put on every window."""
 
 
 class CityDataset(Dataset):
@@ -39,7 +34,7 @@ class CityDataset(Dataset):
     PyG).
 
     What is stored is made anew if it is damaged, or was made by another version of this package, from other raw files
-    (by size and time), or with another ``pre_transform`` or ``pre_filter`` (by what they print).
+    (by size and time), or with another ``pre_transform`` or ``pre_filter`` (by their attributes or code).
 
     Args:
         root: Folder with one folder a data set; default: the environment variable ``TSJT_CITIES``.
@@ -90,6 +85,7 @@ class CityDataset(Dataset):
             )
         self.name, self.history, self.horizon = name, history, horizon
         self.channels = [channels] if isinstance(channels, str) else channels and list(channels)
+        self._described = described(pre_transform), described(pre_filter)  # before a call may change them
         super().__init__(str(base), transform, pre_transform, pre_filter, force_reload=force_reload)
         self._load()
 
@@ -173,7 +169,7 @@ class CityDataset(Dataset):
         from .. import __version__
 
         found: dict[str, Any] = {"format": FORMAT, "version": __version__, "name": self.name}
-        found |= {"pre_transform": _printed(self.pre_transform), "pre_filter": _printed(self.pre_filter)}
+        found |= {"pre_transform": self._described[0], "pre_filter": self._described[1]}
         if self.pre_filter is not None:  # only then does it matter which windows there are
             found["windows"] = [self.history, self.horizon, self.channels]
         paths = [Path(self.raw_dir) / file.name for file in self.files]
@@ -262,100 +258,3 @@ class CityDataset(Dataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._windows = WindowDataset(self.city, self.history, self.horizon)
-
-
-def _printed(function: Callable[..., Any] | None) -> str:
-    """What a transform prints, without addresses in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(function))
-
-
-def city_state(city: City) -> dict[str, Any]:
-    """A city as tensors and plain values, which ``torch.load(weights_only=True)`` reads."""
-    return {
-        "name": city.name,
-        "readings": _alone(city.readings),
-        "mask": _alone(city.mask),
-        "edge_index": _alone(city.edge_index),
-        "edge_weight": _alone(city.edge_weight),
-        "pos": None if city.pos is None else _alone(city.pos),
-        "node_ids": list(city.node_ids),
-        "channels": list(city.channels),
-        "units": list(city.units),
-        "start": city.start.isoformat(),
-        "interval_seconds": city.interval.total_seconds(),
-    }
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor without the rest of its storage, which would be saved with it."""
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def city_from_state(state: dict[str, Any]) -> City:
-    """The city of :func:`city_state`."""
-    return City(
-        name=state["name"],
-        readings=state["readings"],
-        mask=state["mask"],
-        edge_index=state["edge_index"],
-        edge_weight=state["edge_weight"],
-        pos=state["pos"],
-        node_ids=tuple(state["node_ids"]),
-        channels=tuple(state["channels"]),
-        units=tuple(state["units"]),
-        start=pd.Timestamp(state["start"]),
-        interval=pd.Timedelta(seconds=state["interval_seconds"]),
-    )
-
-
-def transformed_city(city: City, transform: Callable[[Data], Data]) -> tuple[City, dict[str, Tensor]]:
-    """The city after a transform of PyG, and the tensors that the transform has added.
-
-    Args:
-        city: The city.
-        transform: Given the whole city as ``Data``; see ``pre_transform`` of :class:`CityDataset`.
-
-    Raises:
-        ValueError: If readings, mask, nodes or edges do not fit each other afterwards, or an edge has lost its weight.
-    """
-    data = Data(
-        x=city.readings.movedim(0, -1),
-        mask=city.mask.movedim(0, -1),
-        edge_index=city.edge_index,
-        edge_attr=city.edge_weight,
-        node=torch.arange(city.num_nodes),
-    )
-    if city.pos is not None:
-        data.pos = city.pos
-    found = transform(data)
-    if not isinstance(found, Data):
-        raise ValueError(f"pre_transform: expected it to return a Data, found {type(found).__name__}")
-    channels, steps = city.num_channels, city.num_steps
-    x, node = found.get("x"), found.get("node")
-    size = 0 if node is None else len(node)
-    expected = (size, channels, steps)
-    if x is None or not size or tuple(x.shape) != expected or tuple(found.mask.shape) != expected:
-        raise ValueError(
-            f"pre_transform: expected it to leave x and mask [N, {channels}, {steps}] and node [N], found "
-            f"x {'absent' if x is None else [*x.shape]} and {size} nodes; what concerns single windows belongs in "
-            "transform"
-        )
-    if found.edge_attr is None or found.edge_attr.numel() != found.num_edges:
-        raise ValueError("pre_transform: expected one weight an edge in edge_attr, [E]")
-    try:
-        new = replace(
-            city,
-            readings=x.movedim(-1, 0).to(torch.float32),
-            mask=found.mask.movedim(-1, 0),
-            edge_index=found.edge_index,
-            edge_weight=found.edge_attr.reshape(-1).to(torch.float32),
-            node_ids=tuple(city.node_ids[i] for i in node.tolist()),
-            pos=found.get("pos"),
-        )
-    except ValueError as error:
-        raise ValueError(f"pre_transform: what it returns is no city: {error}") from error
-    added = {key: value for key, value in found.to_dict().items() if key not in _OWN}
-    if odd := [key for key, value in added.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"pre_transform: expected it to add tensors only, found {odd[0]!r}, which is none")
-    return new, {key: _alone(value) for key, value in added.items()}
