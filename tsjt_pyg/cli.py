@@ -14,13 +14,15 @@ import torch
 import typer
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from rich.console import Console
+from rich.filesize import decimal
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import __version__, environment
 from .data.atomic import atomic_path
-from .datasets import Task, list_cities, load_task
+from .datasets import CityEntry, Task, list_cities, load_city, load_task
+from .datasets.cards import DIFFERS, city_folder, missing_files, read_card, verify_files
 from .evaluation import compare as compare_strategies
 from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
@@ -129,17 +131,62 @@ def _device(name: str) -> torch.device:
 
 
 @app.command()
-def cities(root: Root = None) -> None:
+def cities(
+    name: Annotated[str | None, typer.Argument(help="Show the card of this city.")] = None,
+    root: Root = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the files' SHA-256 against the cards.")] = False,
+) -> None:
     """List the cities that are known, and which of them are present."""
+    with _clear_errors():
+        entries = list_cities(root)
+        if name is not None:
+            entries = [entry for entry in entries if entry.name == name]
+            if not entries:
+                load_city(name, root)  # says which there are, where this is none
+                raise ValueError(f"city: {name} is a file of City.save, which has no card")
+        if verify:
+            _verify(entries)
+        elif name is not None:
+            out.print(read_card(name).text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _list(entries)
+
+
+def _list(entries: list[CityEntry]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("city", "group", "present", "what it is"):
+    for column in ("city", "group", "present", "size", "nodes x steps", "what it is"):
         table.add_column(column)
-    entries = list_cities(root)
     for entry in entries:
-        table.add_row(entry.name, entry.group, "yes" if entry.present else "no", entry.about)
+        card, folder = read_card(entry.name), city_folder(entry)
+        absent = missing_files(card, folder) if entry.present and folder is not None else []
+        size = sum(f.stat().st_size for file in card.files if folder and (f := folder / file.name).is_file())
+        table.add_row(
+            entry.name,
+            entry.group,
+            f"no {', '.join(absent)}" if absent else "yes" if entry.present else "no",
+            decimal(size) if size else "",
+            " x ".join(f"{count:,}" for count in card.shapes[0]) if card.shapes else "",
+            entry.about,
+        )
     out.print(table)
     if not all(entry.present for entry in entries):
-        out.print("Cities that are not present: --root FOLDER (or TSJT_CITIES) says where they lie; datasets/<city>.md")
+        out.print("Cities that are not present: --root FOLDER (or TSJT_CITIES) says where they lie; `tsjt cities CITY`")
+
+
+def _verify(entries: list[CityEntry]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("city", "file", "SHA-256"):
+        table.add_column(column, overflow="fold")
+    states = []
+    for entry in entries:
+        folder = city_folder(entry)
+        if entry.present and folder is not None:
+            for file, state in verify_files(read_card(entry.name), folder).items():
+                states.append(state)
+                table.add_row(entry.name, file, f"[red]{state}[/]" if state == DIFFERS else state)
+    out.print(table if states else "None of these cities is present.")
+    if DIFFERS in states or not states:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,0 +1,158 @@
+"""The cards of the data sets (top-level ``datasets/*.md``), read: the one place that says where files come from.
+
+A card has the sections ``Source``, ``Terms``, ``Shape``, ``Files`` and ``Load``. ``Files`` holds a table with a row a
+file::
+
+    | file | what it holds | SHA-256 |
+    |---|---|---|
+    | `speed.csv` | a column a sensor id, a row a step | `7b73…` |
+    | `LICENSE` | optional: the terms | not known |
+
+A row whose second cell begins with ``optional`` is not needed to read the city. A fourth cell may hold the URL that the
+file may be downloaded from; only a file whose checksum is known has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .catalogue import CityEntry
+
+State = Literal["as on the card", "missing", "differs from the card", "present, checksum not on the card"]
+DIFFERS: State = "differs from the card"
+
+_ROW = re.compile(r"^\|\s*`(?P<name>[^`]+)`\s*\|(?P<cells>.*)\|\s*$", flags=re.MULTILINE)
+_SHA256 = re.compile(r"`([0-9a-f]{64})`")
+_URL = re.compile(r"https://[^\s|>`)]+")
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A file of a data set.
+
+    Args:
+        name: Its name in the data set's folder.
+        about: What it holds.
+        sha256: 64 hexadecimal digits, or ``None`` where they are not known.
+        url: Where it may be downloaded from, or ``None`` where no lawful, stable place with a known checksum is known.
+        optional: Whether the city can be read without it.
+    """
+
+    name: str
+    about: str
+    sha256: str | None = None
+    url: str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a data set.
+
+    Args:
+        name: As :func:`~tsjt_pyg.datasets.load_city` takes it.
+        text: The whole card (Markdown).
+        files: The files that belong in its folder.
+    """
+
+    name: str
+    text: str
+    files: tuple[CardFile, ...]
+
+    def section(self, heading: str) -> str:
+        """The text under ``## heading``; empty where there is no such section."""
+        found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", self.text, flags=re.DOTALL | re.MULTILINE)
+        return found[1].strip() if found else ""
+
+    def row(self, heading: str, key: str) -> str:
+        """The second cell of the row ``key`` of the table under ``heading``; empty where there is none."""
+        found = re.search(rf"^\|\s*{re.escape(key)}\s*\|(.*)\|\s*$", self.section(heading), flags=re.MULTILINE)
+        return found[1].strip() if found else ""
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """``(nodes, steps)``, as the card says; several where a part of the data set is common too."""
+        found = re.findall(r"(\d[\d,]*) x (\d[\d,]*)", self.row("Shape", "nodes x steps"))
+        return [(int(nodes.replace(",", "")), int(steps.replace(",", ""))) for nodes, steps in found]
+
+    @property
+    def source(self) -> str:
+        """Where the files come from, in one line: the first paragraph of ``Source``."""
+        return " ".join(self.section("Source").split("\n\n")[0].split())
+
+
+def read_card(name: str) -> Card:
+    """The card of a data set.
+
+    Args:
+        name: As :func:`~tsjt_pyg.datasets.load_city` takes it, for example ``"los_loop"`` or ``"demo/riverton"``.
+
+    Raises:
+        FileNotFoundError: If there is no card of this name.
+    """
+    path = files("tsjt_pyg.datasets.bundled").joinpath(*f"{name}.md".split("/"))
+    if not re.fullmatch(r"(demo/)?\w+", name) or not path.is_file():
+        raise FileNotFoundError(f"card: there is no card datasets/{name}.md")
+    card = Card(name, path.read_text(encoding="utf-8"), ())
+    return Card(name, card.text, tuple(_card_file(row) for row in _ROW.finditer(card.section("Files"))))
+
+
+def _card_file(row: re.Match[str]) -> CardFile:
+    about = row["cells"].split("|")[0].strip()
+    sha256, url = _SHA256.search(row["cells"]), _URL.search(row["cells"])
+    return CardFile(
+        name=row["name"],
+        about=about,
+        sha256=sha256[1] if sha256 else None,
+        url=url[0] if url else None,
+        optional=about.startswith("optional"),
+    )
+
+
+def city_folder(entry: CityEntry) -> Path | None:
+    """Where the files of a city lie: its folder, or that of the bundled cities; ``None`` where no root is known."""
+    if entry.name.startswith("demo/"):
+        bundled = files("tsjt_pyg.datasets.bundled") / "demo"
+        return bundled if isinstance(bundled, Path) else None
+    return entry.folder
+
+
+def missing_files(card: Card, folder: Path) -> list[str]:
+    """Names of the files that are needed and not in ``folder``."""
+    return [file.name for file in card.files if not file.optional and not (folder / file.name).is_file()]
+
+
+def where_to_get(card: Card, folder: Path) -> str:
+    """One message: which files without a URL are missing, where they come from, and where they belong."""
+    by_hand = [file.name for file in card.files if file.url is None]
+    absent = [name for name in missing_files(card, folder) if name in by_hand]
+    return (
+        f"{card.name}: {', '.join(absent)} missing in {folder}, and there is no lawful mirror with a known checksum to "
+        f"download from. Get the files by hand and put them there. Source: {card.source} The card says more: "
+        f"`tsjt cities {card.name}` (datasets/{card.name}.md)"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_files(card: Card, folder: Path) -> dict[str, State]:
+    """What each file of the card is in ``folder``, by name; reads every file that is there."""
+    return {file.name: _state(file, folder / file.name) for file in card.files}
+
+
+def _state(file: CardFile, path: Path) -> State:
+    if not path.is_file():
+        return "missing"
+    if file.sha256 is None:
+        return "present, checksum not on the card"
+    return "as on the card" if sha256_of(path) == file.sha256 else DIFFERS
