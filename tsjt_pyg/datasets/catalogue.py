@@ -14,6 +14,7 @@ from .demo import demo_names, read_demo
 from .jonas import read_jonas
 from .los_loop import read_los_loop
 from .pems import read_pems
+from .tables import read_folder
 
 ROOT_VARIABLE = "TSJT_CITIES"
 
@@ -81,7 +82,8 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
 
     Args:
         name: For example ``"demo/riverton"`` (bundled) or ``"los_loop"``; :func:`list_cities` lists them all. A path
-            that ends in ``.npz`` is a city written by :meth:`City.save`.
+            that ends in ``.npz`` is a city written by :meth:`City.save`, a folder holds one's own tables
+            (:func:`~tsjt_pyg.datasets.tables.read_folder`).
         root: Folder with one folder a data set; default: the environment variable ``TSJT_CITIES``.
 
     Raises:
@@ -93,12 +95,15 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
         return City.load(name)
     if name.startswith("demo/") and name.removeprefix("demo/") in demo_names():
         return read_demo(name.removeprefix("demo/"))
+    if name not in _READERS and Path(name).is_dir():
+        return read_folder(Path(name)).city
     if name not in _READERS:
         known = [f"demo/{demo}" for demo in demo_names()] + list(_READERS)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
-            f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, and files of City.save (.npz)"
+            f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, files of City.save (.npz), and folders "
+            "with readings.csv and sensors.csv"
         )
     base = _root(root)
     if base is None:

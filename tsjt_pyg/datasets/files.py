@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.city_file import DAMAGED, open_npz
+from ..data.table_file import Table, line_of, read_text
 
 
 def existing(folder: Path, name: str, card: str) -> Path:
@@ -53,31 +54,14 @@ def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
     Raises:
         ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
     """
-    try:
-        _check_rectangular(path)
-        table = pd.read_csv(path, header=0 if header else None)
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
+    table = read_text(path, header=header)
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
     if table.empty:
         raise ValueError(f"{path}: found a header and no rows")
+    checked = Table(table, str(path), lambda row: f"line {line_of(path, row, header)}")
     for column in table.columns:
         if table[column].dtype.kind not in "fiu":
-            text = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
-            row = int(text.to_numpy().argmax())
-            line = row + 1 + header
-            raise ValueError(
-                f"{path}: column {column!r}, line {line}: found {table[column].iloc[row]!r}, expected a number"
-            )
+            table[column] = checked.numbers(column)
     return table
-
-
-def _check_rectangular(path: Path) -> None:
-    """Refuses short lines, which pandas fills up with NaN, and long ones, whose first field it takes for an index."""
-    with path.open(encoding="utf-8") as lines:
-        fields = next(lines, "").count(",") + 1
-        for number, line in enumerate(lines, start=2):
-            if line.strip() and line.count(",") + 1 != fields:
-                raise ValueError(f"line {number} has {line.count(',') + 1} fields, the first line {fields}")
