@@ -4,7 +4,8 @@ from .city import City
 from .pairs import CityPair, CityPairLoader
 from .scaler import StandardScaler
 from .split import FewShotSplit
-from .tables import TableReport, TablesRead, read_tables
+from .table_report import TableReport
+from .tables import TablesRead, read_tables
 from .windows import WindowBatch, Windows
 
 __all__ = [

@@ -255,7 +255,8 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
         raise ValueError(
             f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of {spacing} from "
             f"{start} on ({'given' if interval is not None else 'the most frequent gap'}; nor are "
-            f"{int(off.sum()) - 1} other rows): intervals are mixed or times jitter; resample or round them with pandas, or say interval="
+            f"{int(off.sum()) - 1} other rows): intervals are mixed or times jitter; resample or round them with "
+            "pandas, or say interval="
         )
     num_steps = (unique[-1] - start) // spacing + 1
     if interval is None and num_steps > _MOST_GAPS * len(unique):

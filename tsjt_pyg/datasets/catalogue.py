@@ -102,8 +102,8 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
-            f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, files of City.save (.npz), and folders "
-            "with readings.csv and sensors.csv"
+            f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, files of City.save (.npz), and "
+            "folders with readings.csv and sensors.csv"
         )
     base = _root(root)
     if base is None:

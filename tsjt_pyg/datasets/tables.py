@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> TablesRead:
     arguments.setdefault("name", folder.resolve().name)
     try:
         return read_tables(readings, sensors, _find(folder, "edges"), **arguments)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: a value in city.json of the wrong kind
         if str(folder) in str(error):
             raise
         raise ValueError(f"{folder}: {error}") from error
