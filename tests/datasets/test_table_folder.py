@@ -161,3 +161,17 @@ def test_bad_folders(name, content, error, message, folder):
     with pytest.raises(error, match=message) as caught:
         load_city(folder)
     assert str(caught.value).count(str(folder)) >= 1
+
+
+def test_a_real_city_by_its_own_tables(real_city, cities_root):
+    """Los Angeles: the file has no times, so they are said; its adjacency becomes a table of edges."""
+    city = real_city("los_loop")
+    readings = pd.read_csv(cities_root / "los_loop" / "speed.csv").set_index(city.time).sample(frac=1, axis=1)
+    ids = pd.Series([float(node) for node in city.node_ids]).to_numpy()
+    edges = pd.DataFrame(ids[city.edge_index.T.numpy()], columns=["from", "to"]).assign(weight=city.edge_weight.numpy())
+    sensors = cities_root / "los_loop" / "sensors.csv"
+    found = City.from_tables(readings, sensors, edges[edges["from"] != edges["to"]], channels="speed", units="mph")
+    order = [found.node_ids.index(node) for node in city.node_ids]
+    assert torch.equal(found.readings[:, order], city.readings)
+    assert torch.equal(found.pos[order], city.pos)
+    assert found.num_edges == int((city.edge_index[0] != city.edge_index[1]).sum())

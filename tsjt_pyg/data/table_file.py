@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,9 @@ class Table:
 
 
 def id_text(value: object) -> str:
-    """A node id as text: 773869, ``"773869"``, ``" 773869"`` and 773869.0 are one id, ``"007"`` and 7 are two."""
+    """A node id as text: 773869, ``"773869"``, ``b"773869"`` and 773869.0 are one id, ``"007"`` and 7 are two."""
+    if isinstance(value, bytes):
+        value = value.decode()
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     text = str(value).strip()
@@ -145,25 +147,31 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
 
 
-def read_text(path: Path, text: Collection[str] = (), header: bool = True) -> pd.DataFrame:
+def read_text(
+    path: Path, text: Collection[str] = (), header: bool = True, names: Sequence[str] | None = None
+) -> pd.DataFrame:
     """A rectangular CSV file; fields are separated by what separates the first line: comma, semicolon or tab.
 
     Args:
         path: The file, in UTF-8.
         text: Columns kept as text (in lower case).
         header: Whether the first line names the columns.
+        names: Names of the columns of a file without a header.
 
     Raises:
-        ValueError: If it is empty, ragged, no UTF-8, or names a column twice.
+        ValueError: If it is empty, ragged, no UTF-8, names a column twice, or has not as many columns as ``names``.
     """
     try:
         separator, first = _check_rectangular(path)
-        columns = [name.strip() for name in first] if header else []
+        if names is not None and len(names) != len(first):
+            raise ValueError(f"it has no header, so expected {len(names)} columns ({', '.join(names)})")
+        columns = [name.strip() for name in first] if header else list(names or ())
         _check_once([name for name in columns if name], str(path))
         table = pd.read_csv(
             path,
             sep=separator,
             header=0 if header else None,
+            names=None if names is None else list(names),
             encoding="utf-8-sig",
             skipinitialspace=True,
             dtype={i: str for i, name in enumerate(columns) if name.lower() in text},

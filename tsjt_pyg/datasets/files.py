@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +44,22 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: cannot be read as .npz ({error})") from error
 
 
-def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
+def read_csv(
+    path: Path, *columns: str, header: bool = True, text: Sequence[str] = (), names: Sequence[str] | None = None
+) -> pd.DataFrame:
     """A CSV file of numbers.
 
     Args:
         path: The file.
         *columns: Columns it must have.
         header: Whether the first line names the columns.
+        text: Columns whose fields stay text, ids for example; none of these fields may be empty.
+        names: Names of the columns of a file without a header.
 
     Raises:
         ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
     """
-    table = read_text(path, header=header)
+    table = read_text(path, {name.lower() for name in text}, header, names)
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
@@ -62,6 +67,8 @@ def read_csv(path: Path, *columns: str, header: bool = True) -> pd.DataFrame:
         raise ValueError(f"{path}: found a header and no rows")
     checked = Table(table, str(path), lambda row: f"line {line_of(path, row, header)}")
     for column in table.columns:
-        if table[column].dtype.kind not in "fiu":
+        if column in text:
+            checked.refuse(column, table[column].isna().to_numpy(), "expected an id")
+        elif table[column].dtype.kind not in "fiu":
             table[column] = checked.numbers(column)
     return table
