@@ -264,6 +264,19 @@ def test_csv_of_other_systems(tmp_path):
     assert table["b"].isna().tolist() == [True, False]
 
 
+def test_csv_whose_fields_stay_text_and_without_a_header(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("007,1.5\n7,2\n")
+    table = read_csv(path, header=False, text=["id"], names=["id", "cost"])
+    assert table["id"].tolist() == ["007", "7"]
+    assert table["cost"].tolist() == [1.5, 2.0]
+    with pytest.raises(ValueError, match=r"x\.csv: .*it has no header, so expected 1 columns \(id\)"):
+        read_csv(path, header=False, names=["id"])
+    path.write_text("id,cost\na,1\n,2\n")
+    with pytest.raises(ValueError, match=r"x\.csv: column 'id', line 3: found nothing, expected an id"):
+        read_csv(path, text=["id"])
+
+
 # --- the real files
 
 

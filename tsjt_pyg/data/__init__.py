@@ -4,6 +4,19 @@ from .city import City
 from .pairs import CityPair, CityPairLoader
 from .scaler import StandardScaler
 from .split import FewShotSplit
+from .table_report import TableReport
+from .tables import TablesRead, read_tables
 from .windows import WindowBatch, Windows
 
-__all__ = ["City", "CityPair", "CityPairLoader", "FewShotSplit", "StandardScaler", "WindowBatch", "Windows"]
+__all__ = [
+    "City",
+    "CityPair",
+    "CityPairLoader",
+    "FewShotSplit",
+    "StandardScaler",
+    "TableReport",
+    "TablesRead",
+    "WindowBatch",
+    "Windows",
+    "read_tables",
+]

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     import networkx as nx
     from torch_geometric.data import Dataset
 
+    from .table_file import TableLike
+    from .tables import TableArguments
+
 _DAY = pd.Timedelta(days=1)
 
 
@@ -40,8 +43,8 @@ class City:
     """A city's road network and readings; immutable: what changes it gives a new one.
 
     Use a constructor: :meth:`from_adjacency`, :meth:`from_edge_index`, :meth:`from_distances`, :meth:`from_positions`,
-    :meth:`from_networkx`, or :meth:`load`. Every constructor turns NaN readings into ``mask == False`` and
-    checks what it is given.
+    :meth:`from_networkx`, :meth:`from_tables`, or :meth:`load`. Every constructor turns NaN readings into
+    ``mask == False`` and checks what it is given.
 
     Args:
         name: Name of the city.
@@ -226,6 +229,23 @@ class City:
             pos[to_readings] = network.pos
             parts["pos"] = pos
         return cls._assembled(parts, Edges(to_readings[network.edges.edge_index], network.edges.edge_weight))
+
+    @classmethod
+    def from_tables(
+        cls, readings: TableLike, sensors: TableLike, edges: TableLike | None = None, **how: Unpack[TableArguments]
+    ) -> City:
+        """A city from one's own tables of readings, sensors and edges, joined by sensor id.
+
+        Args:
+            readings: A pandas table or a CSV or Parquet file, wide (a column a sensor id) or long (a row a time and
+                sensor). See :func:`~tsjt_pyg.data.tables.read_tables`, which also returns a report of what was done.
+            sensors: A table or file with id, latitude and longitude.
+            edges: A table or file with from, to and a distance in metres or a weight; default: ``k`` nearest.
+            **how: See :class:`~tsjt_pyg.data.tables.TableArguments`; all optional.
+        """
+        from .tables import read_tables
+
+        return read_tables(readings, sensors, edges, **how).city
 
     @classmethod
     def _assembled(cls, parts: CityParts, edges: Edges) -> City:

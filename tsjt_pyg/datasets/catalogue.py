@@ -17,6 +17,7 @@ from .largest import read_largest
 from .libcity import read_libcity
 from .pems import read_pems
 from .stgfsl import read_stgfsl
+from .tables import read_folder
 from .tgcn import read_tgcn
 
 ROOT_VARIABLE = "TSJT_CITIES"
@@ -154,7 +155,8 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
     Args:
         name: For example ``"demo/riverton"`` (bundled) or ``"los_loop"``; :func:`list_cities` lists them all.
             ``"libcity/METR_LA"`` is the folder ``libcity/METR_LA`` of LibCity's atomic files, whatever its name. A path
-            that ends in ``.npz`` is a city written by :meth:`City.save`.
+            that ends in ``.npz`` is a city written by :meth:`City.save`, any other folder holds one's own tables
+            (:func:`~tsjt_pyg.datasets.tables.read_folder`).
         root: Folder with one folder a data set; default: the environment variable ``TSJT_CITIES``.
 
     Raises:
@@ -169,12 +171,14 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
     libcity = name.removeprefix(_LIBCITY) if name.startswith(_LIBCITY) else ""
     of_libcity = libcity not in ("", ".", "..") and Path(libcity).name == libcity
     if name not in _READERS and not of_libcity:
+        if Path(name).is_dir():
+            return read_folder(Path(name)).city
         known = [f"demo/{demo}" for demo in demo_names()] + list(_READERS)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
-            f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, {_LIBCITY}<folder>, and files of "
-            "City.save (.npz)"
+            f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, {_LIBCITY}<folder>, files of "
+            "City.save (.npz), and folders with readings.csv and sensors.csv"
         )
     card = "libcity" if of_libcity else name
     base = _root(root)

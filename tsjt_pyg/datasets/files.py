@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.city_file import DAMAGED, open_npz
+from ..data.table_file import Table, line_of, read_text
 
 
 def existing(folder: Path, name: str, card: str, *others: str) -> Path:
@@ -105,44 +105,16 @@ def read_csv(
     Raises:
         ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
     """
-    dtypes = dict.fromkeys(text, str)
-    try:
-        width = _check_rectangular(path)
-        if names is not None and width != len(names):
-            raise ValueError(f"it has no header, so expected {len(names)} columns ({', '.join(names)}), found {width}")
-        table = pd.read_csv(path, header=0 if header else None, names=None if names is None else [*names], dtype=dtypes)
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
+    table = read_text(path, {name.lower() for name in text}, header, names)
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
     if table.empty:
         raise ValueError(f"{path}: found a header and no rows")
+    checked = Table(table, str(path), lambda row: f"line {line_of(path, row, header)}")
     for column in table.columns:
         if column in text:
-            empty = table[column].isna()
-            if empty.any():
-                line = int(empty.to_numpy().argmax()) + 1 + header
-                raise ValueError(f"{path}: column {column!r}, line {line}: this field is empty")
+            checked.refuse(column, table[column].isna().to_numpy(), "expected an id")
         elif table[column].dtype.kind not in "fiu":
-            wrong = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
-            row = int(wrong.to_numpy().argmax())
-            line = row + 1 + header
-            raise ValueError(
-                f"{path}: column {column!r}, line {line}: found {table[column].iloc[row]!r}, expected a number"
-            )
+            table[column] = checked.numbers(column)
     return table
-
-
-def _check_rectangular(path: Path) -> int:
-    """The number of fields in every line; refuses short ones, which pandas fills up with NaN, and long ones."""
-    with path.open(encoding="utf-8") as lines:
-        fields = _count_fields(next(lines, ""))
-        for number, line in enumerate(lines, start=2):
-            if line.strip() and _count_fields(line) != fields:
-                raise ValueError(f"line {number} has {_count_fields(line)} fields, the first line {fields}")
-    return fields
-
-
-def _count_fields(line: str) -> int:
-    return len(next(csv.reader([line]))) if '"' in line else line.count(",") + 1

@@ -1,0 +1,300 @@
+"""One's own tables into a city: readings, sensors and edges, joined by sensor id and never by order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .city import City
+from .parts import About, AboutReadings
+from .table_file import Table, TableLike, open_table
+from .table_report import TableReport
+from .table_rows import NAMES, Duplicates, Rows, arrange, find_column, long_rows, no_column, wide_rows
+
+logger = logging.getLogger(__name__)
+
+Missing = Literal["drop", "keep", "error"]
+
+
+class TableArguments(TypedDict, total=False):
+    """How tables are read; all optional.
+
+    Args:
+        layout: ``"wide"`` (a column a sensor id), ``"long"`` (a row a time and sensor) or ``"auto"``: long if there is
+            a column for the sensor id.
+        columns: Column names that are not found by themselves: from what it is for (``"time"``, ``"sensor"``,
+            ``"latitude"``, ``"longitude"``, ``"from"``, ``"to"``, ``"distance"``, ``"weight"``) to its name.
+        channels: Long: the columns to take; default: all that are not for time, sensor or position. Wide: the name of
+            its one channel; default: ``"reading"``.
+        units: One unit a channel. Default: none.
+        name: Name of the city. Default: ``"city"``.
+        interval: Time between two steps. Default: the most frequent gap between times.
+        time_format: Of times that are not year first (ISO 8601), such as ``"%d/%m/%Y %H:%M"``.
+        missing: What to do with ids that only one table has. ``"drop"`` (default): they are left out; ``"keep"``:
+            sensors without readings stay, as nodes never observed, the others are left out; ``"error"``.
+        duplicates: What to do with rows of the same time (and sensor): ``"error"`` (default), or take the ``"mean"``,
+            ``"first"`` or ``"last"`` of what was observed.
+        k: Without edges: number of nearest neighbours. Default: 8.
+        sigma: Metres; see :func:`~tsjt_pyg.data.graph.gaussian_kernel`.
+        threshold: Smallest weight an edge with a distance may have, in [0, 1). Default: 0, all are kept.
+    """
+
+    layout: Literal["auto", "wide", "long"]
+    columns: Mapping[str, str]
+    channels: Sequence[str] | str
+    units: Sequence[str] | str
+    name: str
+    interval: str | pd.Timedelta
+    time_format: str
+    missing: Missing
+    duplicates: Duplicates
+    k: int
+    sigma: float
+    threshold: float
+
+
+class TablesRead(NamedTuple):
+    """A city, and what became of its tables."""
+
+    city: City
+    report: TableReport
+
+
+def read_tables(
+    readings: TableLike,
+    sensors: TableLike,
+    edges: TableLike | None = None,
+    *,
+    layout: Literal["auto", "wide", "long"] = "auto",
+    columns: Mapping[str, str] | None = None,
+    channels: Sequence[str] | str | None = None,
+    units: Sequence[str] | str | None = None,
+    name: str = "city",
+    interval: str | pd.Timedelta | None = None,
+    time_format: str | None = None,
+    missing: Missing = "drop",
+    duplicates: Duplicates = "error",
+    k: int = 8,
+    sigma: float | None = None,
+    threshold: float = 0.0,
+) -> TablesRead:
+    """A city from tables, joined by sensor id, with a report of what was joined, dropped and added.
+
+    Nodes are in the order of the sensors' table. Ids are compared as text: 773869, ``"773869"`` and 773869.0 are one.
+    Steps of which there is no row, and empty fields, are missing (``mask == False``). Nothing is filled in.
+
+    Args:
+        readings: A table (or its CSV or Parquet file) with a time column or index. Wide: beside it a column a sensor
+            id. Long: beside it a column with the sensor id, and one a channel. Rows in any order. Times are local,
+            without a time zone.
+        sensors: A table (or file) with a column for the id, and latitude and longitude in degrees (needed where there
+            are no edges). Other columns are ignored.
+        edges: A table (or file) with columns for from and to (sensor ids) and either a distance in metres (weighted by
+            a Gaussian kernel, of parallel edges the shortest) or a weight (as it is, of parallel edges the largest);
+            with neither, all weights are 1. ``None``: the ``k`` nearest by position.
+        layout, columns, channels, units, name, interval, time_format, missing, duplicates, k, sigma, threshold: See
+            :class:`TableArguments`.
+
+    Returns:
+        ``(city, report)``; the report is logged, too.
+
+    Raises:
+        ValueError: If a file or table is damaged or does not say what is needed; the message names file, column and
+            line, and the way out.
+        FileNotFoundError: If there is no such file.
+        TypeError: If something is neither a table nor a path.
+    """
+    for argument, choice, known in (
+        ("layout", layout, ("auto", "wide", "long")),
+        ("missing", missing, ("drop", "keep", "error")),
+        ("duplicates", duplicates, ("error", "mean", "first", "last")),
+        *(("columns", role, tuple(NAMES)) for role in columns or {}),
+    ):
+        if choice not in known:
+            raise ValueError(f"{argument}: expected {', '.join(map(repr, known))}, found {choice!r}")
+    named = dict(columns or {})
+    table, sensor_table, edge_table = _opened(readings, sensors, edges, named)
+
+    nodes, positions = _sensors(sensor_table, named, needed=edge_table is None)
+    rows = _rows(table, layout, nodes, named, channels, time_format)
+    only_sensors, only_readings = _unmatched(rows, nodes, sensor_table, missing)
+    if missing != "keep":
+        nodes = [node for node in nodes if node not in set(only_sensors)]
+    grid = arrange(rows.select(nodes), interval, duplicates)
+
+    about: AboutReadings = {
+        "name": name,
+        "node_ids": nodes,
+        "channels": rows.channels,
+        "start": grid.start,
+        "interval": grid.interval,
+    }
+    if units is not None:
+        about["units"] = units
+    dropped: dict[str, int] = {}
+    if edge_table is None:
+        assert positions is not None
+        city = City.from_positions(grid.readings, positions.loc[nodes], k=k, sigma=sigma, **about)
+    else:
+        pairs, kind, dropped = _edges(edge_table, nodes, named, missing)
+        placed = about if positions is None else About(**about, positions=positions.loc[nodes])
+        if kind == "distance":
+            city = City.from_distances(grid.readings, pairs, sigma=sigma, threshold=threshold, **placed)
+            dropped["weight below the threshold"] = len(pairs) - city.num_edges
+        else:
+            place = {node: i for i, node in enumerate(nodes)}
+            ends = [pairs[end].map(place).to_numpy(dtype=np.int64) for end in ("from", "to")]
+            weight = torch.from_numpy(pairs["cost"].to_numpy(dtype=np.float32))
+            city = City.from_edge_index(grid.readings, torch.from_numpy(np.stack(ends)), weight, **placed)
+    report = TableReport(
+        layout="wide" if rows.sensor is None else "long",
+        rows=len(table.frame),
+        rows_out_of_order=grid.rows_out_of_order,
+        duplicate_rows=grid.duplicate_rows,
+        start=city.start,
+        interval=city.interval,
+        steps=city.num_steps,
+        steps_added=grid.steps_added,
+        sensors_without_readings=only_sensors,
+        readings_without_sensor=only_readings,
+        kept=missing == "keep",
+        columns_left_out=rows.left_out,
+        edges=city.num_edges,
+        edges_dropped={reason: count for reason, count in dropped.items() if count},
+        coverage=pd.DataFrame(city.mask.double().mean(dim=0).numpy(), index=nodes, columns=list(city.channels)),
+    )
+    logger.log(logging.WARNING if report.dropped else logging.INFO, "%s: %s", name, report)
+    return TablesRead(city, report)
+
+
+def _opened(
+    readings: TableLike, sensors: TableLike, edges: TableLike | None, named: Mapping[str, str]
+) -> tuple[Table, Table, Table | None]:
+    roles = ("sensor", "from", "to")
+    text = {name for role in roles for name in (*NAMES[role], named.get(role, "").lower())}
+    table, sensor_table = open_table(readings, "readings", text), open_table(sensors, "sensors", text)
+    edge_table = None if edges is None else open_table(edges, "edges", text)
+    for role, column in named.items():
+        if not any(column in found.frame.columns for found in (table, sensor_table, edge_table) if found is not None):
+            raise ValueError(f"columns: there is no column {column!r} (for {role!r}) in any table")
+    return table, sensor_table, edge_table
+
+
+def _sensors(table: Table, named: Mapping[str, str], needed: bool) -> tuple[list[str], pd.DataFrame | None]:
+    """Ids, and latitude and longitude by id."""
+    column = find_column(table, "sensor", named, also=("index",))
+    if column is None:
+        raise no_column(table, "sensor")
+    codes, ids = table.ids(column)
+    again = pd.Series(codes).duplicated().to_numpy()
+    if again.any():
+        row = int(again.argmax())
+        raise ValueError(
+            f"{table.label}: column {column!r}, {table.place(row)}: sensor {ids[codes[row]]!r} is there more than "
+            "once; each sensor needs exactly one row"
+        )
+    place = {}
+    for role in ("latitude", "longitude"):
+        found = find_column(table, role, named)
+        if found is not None:
+            place[role] = table.numbers(found)
+        elif needed or place:
+            raise no_column(table, role)
+    return ids, pd.DataFrame(place, index=ids) if len(place) == 2 else None
+
+
+def _rows(
+    table: Table,
+    layout: str,
+    sensor_ids: Sequence[str],
+    named: Mapping[str, str],
+    channels: Sequence[str] | str | None,
+    time_format: str | None,
+) -> Rows:
+    channels = [channels] if isinstance(channels, str) else channels
+    sensor = None if layout == "wide" else find_column(table, "sensor", named)
+    if sensor is not None:
+        return long_rows(table, sensor, named, channels, time_format)
+    if layout == "long":
+        raise no_column(table, "sensor")
+    if channels is not None and len(channels) != 1:
+        raise ValueError(f"channels: {table.label} is wide, so it has one channel, found {list(channels)}")
+    return wide_rows(table, sensor_ids, named, channels[0] if channels else "reading", time_format)
+
+
+def _unmatched(
+    rows: Rows, sensor_ids: Sequence[str], sensors: Table, missing: Missing
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sensors without readings, and ids of readings without a sensor."""
+    recorded, known = set(rows.ids), set(sensor_ids)
+    only_sensors = tuple(node for node in sensor_ids if node not in recorded)
+    only_readings = tuple(node for node in rows.ids if node not in known)
+    label = rows.table.label
+    if len(only_sensors) == len(sensor_ids):
+        kind = "wide (its columns are the sensor ids)" if rows.sensor is None else "long"
+        raise ValueError(
+            f"{label}: none of its {len(rows.ids)} sensor ids (such as {rows.ids[0]!r}) is an id of {sensors.label} "
+            f"(such as {sensor_ids[0]!r}); the table was taken as {kind}: say otherwise with layout=, or name the "
+            "column that holds the ids with columns={'sensor': ...}"
+        )
+    if missing == "error" and (only_sensors or only_readings):
+        raise ValueError(
+            "missing: "
+            + (f"sensor {only_sensors[0]!r} of {sensors.label} has no readings" if only_sensors else "")
+            + (" and " if only_sensors and only_readings else "")
+            + (f"{only_readings[0]!r} of {label} is no sensor" if only_readings else "")
+            + f" ({len(only_sensors)} without readings, {len(only_readings)} without sensor); 'drop' leaves them out"
+        )
+    return only_sensors, only_readings
+
+
+def _edges(
+    table: Table, nodes: Sequence[str], named: Mapping[str, str], missing: Missing
+) -> tuple[pd.DataFrame, str, dict[str, int]]:
+    """Unique edges between nodes, ``from, to, cost``, what the cost is, and the number of rows dropped by reason."""
+    ends = {}
+    for role in ("from", "to"):
+        column = find_column(table, role, named)
+        if column is None:
+            raise no_column(table, role)
+        codes, ids = table.ids(column)
+        inside = np.isin(np.array(ids, dtype=object), np.array(nodes, dtype=object))[codes]
+        if missing == "error":
+            table.refuse(column, ~inside, "expected the id of a sensor with readings (missing='drop' leaves it out)")
+        ends[role] = np.array(ids, dtype=object)[codes]
+        ends[f"{role} known"] = inside
+    costs = {role: column for role in ("distance", "weight") if (column := find_column(table, role, named)) is not None}
+    if len(costs) == 2:
+        raise ValueError(
+            f"{table.label}: found a distance ({costs['distance']!r}) and a weight ({costs['weight']!r}); leave one out"
+        )
+    if not costs and len(table.frame.columns) > 2:
+        raise no_column(table, "distance")
+    kind = next(iter(costs), "weight")
+    cost = table.numbers(costs[kind]) if costs else np.ones(len(table.frame))
+    if costs:
+        bad = np.isnan(cost) | (cost < 0)
+        table.refuse(costs[kind], bad, "expected metres" if kind == "distance" else "expected a weight, not negative")
+    pairs = pd.DataFrame({"from": ends["from"], "to": ends["to"], "cost": cost})
+    known = ends["from known"] & ends["to known"]
+    loop = known & (pairs["from"] == pairs["to"]).to_numpy()
+    found = pairs[known & ~loop]
+    if found.empty:
+        raise ValueError(
+            f"{table.label}: none of its {len(pairs)} edges joins two nodes of the city: it says "
+            f"{pairs['from'].iloc[0]!r} to {pairs['to'].iloc[0]!r}, nodes have ids such as {nodes[0]!r}"
+        )
+    unique = found.groupby(["from", "to"], sort=False)["cost"].agg("min" if kind == "distance" else "max").reset_index()
+    position = {node: i for i, node in enumerate(nodes)}
+    unique = unique.sort_values(["from", "to"], key=lambda end: end.map(position), ignore_index=True)
+    reasons = {
+        "an end is no node": int((~known).sum()),
+        "from a node to itself": int(loop.sum()),
+        "parallel": len(found) - len(unique),
+    }
+    return unique, kind, reasons
