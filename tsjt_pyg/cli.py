@@ -20,7 +20,7 @@ from rich.table import Table
 
 from . import __version__, environment
 from .data.atomic import atomic_path
-from .datasets import Task, list_cities, load_task
+from .datasets import Task, list_cities, load_city, load_task
 from .evaluation import compare as compare_strategies
 from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
@@ -129,8 +129,19 @@ def _device(name: str) -> torch.device:
 
 
 @app.command()
-def cities(root: Root = None) -> None:
-    """List the cities that are known, and which of them are present."""
+def cities(
+    root: Root = None,
+    describe: Annotated[str | None, typer.Option(help="Say what is in this city instead: a name, or an .npz.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the described city to this file.")] = None,
+) -> None:
+    """List the cities that are known, and which of them are present; or describe one."""
+    if describe is not None:
+        with _clear_errors():
+            description = load_city(describe, root).describe()
+            out.print(_plain(str(description)), highlight=False, soft_wrap=True)
+            if picture is not None:
+                description.plot(picture)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("city", "group", "present", "what it is"):
         table.add_column(column)

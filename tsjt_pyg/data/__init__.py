@@ -4,6 +4,16 @@ from .city import City
 from .pairs import CityPair, CityPairLoader
 from .scaler import StandardScaler
 from .split import FewShotSplit
+from .times import regular_time
 from .windows import WindowBatch, Windows
 
-__all__ = ["City", "CityPair", "CityPairLoader", "FewShotSplit", "StandardScaler", "WindowBatch", "Windows"]
+__all__ = [
+    "City",
+    "CityPair",
+    "CityPairLoader",
+    "FewShotSplit",
+    "StandardScaler",
+    "WindowBatch",
+    "Windows",
+    "regular_time",
+]
