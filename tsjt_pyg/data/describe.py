@@ -53,7 +53,8 @@ class Description:
         loose = [f"{self.components} parts"] if self.components > 1 else ["connected"]
         loose += [f"{counted(self.isolated, 'node')} isolated"] if self.isolated else []
         lines = [
-            f"{city.name}: {city.num_steps:,} steps x {city.num_nodes:,} nodes x {counted(city.num_channels, 'channel')}",
+            f"{city.name}: {city.num_steps:,} steps x {city.num_nodes:,} nodes x "
+            f"{counted(city.num_channels, 'channel')}",
             f"time: {city.start:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}, every "
             f"{city.interval.total_seconds() / 60:g} min, {days:.3g} days",
             f"roads: {city.num_edges:,} edges, {', '.join(loose)}; "

@@ -45,8 +45,6 @@ def draw(description: Description, path: Path | None) -> Figure:
         values = np.where(city.mask[..., channel].cpu(), city.readings[..., channel].cpu(), np.nan)
         _draw_spread(panels[0, channel], city, channel, values)
         _draw_day(panels[1, channel], city, channel, values)
-    if channels > 1:
-        panels[0, 0].set_ylabel("share of readings (%)")
     hidden = city.num_channels - channels
     also = f"; channels after the first {channels} not drawn: {hidden}" if hidden else ""
     figure.suptitle("\n".join([*description.facts()[:2]]) + also, fontsize=11, x=0.01, ha="left")
@@ -160,10 +158,10 @@ def _draw_spread(axes: Axes, city: City, channel: int, values: np.ndarray) -> No
         inside = np.minimum(observed, top) if cut else observed
         weights = np.full(observed.size, 100 / observed.size)
         last = top if cut else high
-        bins: int | np.ndarray = 40
+        bins: int | list[float] = 40
         if (observed == np.round(observed)).all() and last > low:  # counts: every bar spans as many whole numbers
             width = np.ceil((last - low + 1) / 40)
-            bins = np.arange(low - 0.5, last + width + 0.5, width)
+            bins = np.arange(low - 0.5, last + width + 0.5, width).tolist()
         axes.hist(inside, bins=bins, weights=weights, color=_BLUE)
         if cut:
             text = f"last bar: {top:.4g} to {high:.4g}"

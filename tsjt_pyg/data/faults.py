@@ -33,11 +33,11 @@ def find_beyond(values: np.ndarray, observed: np.ndarray, low: float, high: floa
 def find_outliers(values: np.ndarray, observed: np.ndarray, hours: np.ndarray, threshold: float) -> np.ndarray:
     r"""Readings far from what their node shows at that hour of the day.
 
-    .. math:: |x - m_{n,h}| > z \cdot 1.4826 \cdot \max(\mathrm{MAD}_{n,h}, \mathrm{MAD}_n)
+    .. math:: |x - m_{n,h}| > z \cdot 1.4826 \cdot \max(\mathrm{MAD}_{n,h}, \mathrm{median}_{h'} \mathrm{MAD}_{n,h'})
 
-    with the median m and the median absolute deviation of node n at hour h, and that of the node over the whole day,
-    so that a quiet hour does not make a small difference look large. A node whose readings hardly ever differ from
-    their median (both 0) gets no verdict. A rare jam is an outlier by this measure.
+    with the median m and the median absolute deviation of node n at hour h, and the latter at a typical hour, so that a
+    quiet one does not make a small difference look large. A node whose readings hardly ever differ from their medians
+    (both deviations 0) gets no verdict. A rare jam is an outlier by this measure.
 
     Args:
         values: ``[T, N]``.
@@ -48,17 +48,24 @@ def find_outliers(values: np.ndarray, observed: np.ndarray, hours: np.ndarray, t
     Source: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, ASQC 1993 (modified z-score).
     """
     found = np.zeros_like(observed)
-    whole = _median(np.abs(values - _median(values, observed)), observed)
-    for hour in np.unique(hours):
+    middle = np.array([_median(values[hours == hour], observed[hours == hour]) for hour in range(24)])
+    away = np.array([_mad(values[hours == hour], observed[hours == hour], middle[hour]) for hour in range(24)])
+    scale = MAD_TO_STD * np.fmax(away, _median(away, ~np.isnan(away)))
+    for hour in range(24):
         at = hours == hour
-        away = np.abs(values[at] - _median(values[at], observed[at]))
-        scale = MAD_TO_STD * np.fmax(_median(away, observed[at]), whole)
-        found[at] = observed[at] & (scale > 0) & (away > threshold * scale)
+        far = np.abs(values[at] - middle[hour]) > threshold * scale[hour]
+        found[at] = observed[at] & (scale[hour] > 0) & far
     return found
+
+
+def _mad(values: np.ndarray, observed: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    return _median(np.abs(values - middle), observed)
 
 
 def _median(values: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """Median of the observed values of each column: float64 ``[N]``, NaN where there is none."""
+    if not len(values):
+        return np.full(values.shape[1], np.nan)
     ordered = np.sort(np.where(observed, values.astype(np.float64), np.inf), axis=0)
     count = observed.sum(axis=0)
     column = np.arange(values.shape[1])
