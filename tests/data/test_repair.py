@@ -346,6 +346,18 @@ def test_entries_that_were_not_observed_are_never_looked_at():
     assert torch.equal(repaired.readings, spoiled.readings)  # what stood under the mask (imputed, say) is not touched
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_city_on_a_gpu_stays_there():
+    readings = lively()
+    readings[:, 2] = 0
+    city = a_city(readings).to("cuda")
+    repaired, report = city.repair(dead="drop")
+    assert report.dropped == ("n2",)
+    made = (repaired, city.impute(), city.to_units("mph"))
+    assert {t.device.type for c in made for t in (c.readings, c.mask, c.edge_index)} == {"cuda"}
+    assert city.describe().table.equals(city.to("cpu").describe().table)
+
+
 # --- real cities
 
 

@@ -132,9 +132,8 @@ def _draw_map(axes: Axes, description: Description) -> None:
 
 
 def _draw_nodes(axes: Axes, city: City) -> None:
-    values = np.where(city.mask[..., 0].cpu(), city.readings[..., 0].cpu(), np.nan)[
-        :, city.mask[..., 0].any(dim=0).cpu()
-    ]
+    values = np.where(city.mask[..., 0].cpu(), city.readings[..., 0].cpu(), np.nan)
+    values = values[:, ~np.isnan(values).all(axis=0)]
     if values.size:
         values = values[:, np.argsort(np.nanmean(values, axis=0))]
         low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95], axis=0)

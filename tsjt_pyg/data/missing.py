@@ -98,4 +98,6 @@ def counted(count: int, thing: str) -> str:
 
 def _brief(time: pd.Timedelta) -> str:
     minutes = time.total_seconds() / 60
-    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:.3g} h" if minutes < 2880 else f"{time.days} days"
+    if minutes < 120:
+        return f"{minutes:g} min"
+    return f"{minutes / 60:.3g} h" if minutes < 2880 else f"{minutes / 1440:.3g} days"

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from .missing import counted
 from .parts import parse_interval
 
 Repeated = Literal["error", "first", "mean"]
@@ -48,7 +49,7 @@ class TimeChanges:
     skipped: int = 0
 
     def __str__(self) -> str:
-        parts = [f"{self.rows} rows"]
+        parts = [counted(self.rows, "row")]
         if self.unsorted:
             parts.append(f"{self.unsorted} out of order")
         if self.snapped:
@@ -57,7 +58,7 @@ class TimeChanges:
             parts.append(f"{self.repeated} on a step already taken")
         if self.added:
             spring = f" ({self.skipped} skipped by the clock)" if self.skipped else ""
-            parts.append(f"{self.added} steps added with nothing observed{spring}")
+            parts.append(f"{counted(self.added, 'step')} added with nothing observed{spring}")
         return ", ".join(parts)
 
 
