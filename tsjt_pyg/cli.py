@@ -135,21 +135,35 @@ def cities(
     name: Annotated[str | None, typer.Argument(help="Show the card of this city.")] = None,
     root: Root = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the files' SHA-256 against the cards.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Say what is in the city (a name or a file).")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the described city to this file.")] = None,
 ) -> None:
-    """List the cities that are known, and which of them are present."""
+    """List the cities that are known, and which of them are present; or say more of one."""
     with _clear_errors():
+        if describe or picture is not None:
+            _describe(name, root, picture)
+            return
         entries = list_cities(root)
         if name is not None:
             entries = [entry for entry in entries if entry.name == name]
             if not entries:
                 load_city(name, root)  # says which there are, where this is none
-                raise ValueError(f"city: {name} is a file of City.save, which has no card")
+                raise ValueError(f"city: {name} has no card: it is a file or folder of one's own (--describe shows it)")
         if verify:
             _verify(entries)
         elif name is not None:
             out.print(read_card(name).text, markup=False, highlight=False, soft_wrap=True)
         else:
             _list(entries)
+
+
+def _describe(name: str | None, root: Path | None, picture: Path | None) -> None:
+    if name is None:
+        raise ValueError("--describe: say which city, for example `tsjt cities demo/riverton --describe`")
+    description = load_city(name, root).describe()
+    out.print(_plain(str(description)), highlight=False, soft_wrap=True)
+    if picture is not None:
+        description.plot(picture)
 
 
 def _list(entries: list[CityEntry]) -> None:

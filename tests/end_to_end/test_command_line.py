@@ -58,6 +58,17 @@ def test_cities_lists_the_bundled_ones_as_present(tsjt, tmp_path):
     assert "los_loop speed no" in text
 
 
+def test_cities_describes_one_and_draws_it(tsjt, tmp_path):
+    text = tsjt("cities", "demo/riverton", "--describe", "--picture", tmp_path / "riverton.png")
+    assert "demo/riverton: 4,032 steps x 68 nodes x 2 channels" in text
+    assert "unit km/h veh/5min" in text
+    assert (tmp_path / "riverton.png").stat().st_size > 10_000
+    saved = load_city("demo/riverton").between(0, 50).save(tmp_path / "mine.npz")
+    assert "50 steps x 68 nodes" in tsjt("cities", saved, "--describe")
+    assert "error: city: there is no city 'demo/rivertn'" in tsjt("cities", "demo/rivertn", "--describe", code=2)
+    assert "the folder" in tsjt("cities", saved, "--describe", "--picture", tmp_path / "absent" / "a.png", code=2)
+
+
 def test_doctor_says_that_all_is_well(tsjt):
     text = tsjt("doctor")
     assert importlib.metadata.version("torch") in text

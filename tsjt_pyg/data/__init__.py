@@ -6,6 +6,7 @@ from .scaler import StandardScaler
 from .split import FewShotSplit
 from .table_report import TableReport
 from .tables import TablesRead, read_tables
+from .times import regular_time
 from .windows import WindowBatch, Windows
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "WindowBatch",
     "Windows",
     "read_tables",
+    "regular_time",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +23,20 @@ from .graph import (
     edges_from_positions,
     road_network_from_networkx,
 )
+from .impute import Method, impute
+from .nodes import drop_nodes, keep_nodes
 from .parts import DEFAULT_INTERVAL, DEFAULT_START, About, AboutReadings, CityParts, city_parts, parse_interval
+from .repair import Repair, Rules, repair
 from .rows import row_blocks
 from .split import FewShotSplit, few_shot_steps
+from .units import convert_units
 from .windows import Windows
 
 if TYPE_CHECKING:
     import networkx as nx
     from torch_geometric.data import Dataset
 
+    from .describe import Description
     from .table_file import TableLike
     from .tables import TableArguments
 
@@ -331,6 +336,12 @@ class City:
             f"{self.missing:.1%} missing)"
         )
 
+    def describe(self) -> Description:
+        """What is there: a table by channel and by node, what is missing and doubtful, and a picture (``.plot()``)."""
+        from .describe import describe
+
+        return describe(self)
+
     def fingerprint(self) -> str:
         """SHA-256 of readings, mask, road network, ids, channels and time: equal for equal cities only."""
         digest = hashlib.sha256()
@@ -391,6 +402,26 @@ class City:
         mask = self.mask[: steps * factor].reshape(blocks.shape).all(dim=1)
         readings = blocks.sum(dim=1) if reduce == "sum" else blocks.mean(dim=1)
         return replace(self, readings=readings.masked_fill(~mask, 0.0), mask=mask, interval=longer)
+
+    def to_units(self, units: str | Mapping[str, str]) -> City:
+        """The city in other units, as ``"km/h"`` or ``{"speed": "km/h"}``; see :mod:`tsjt_pyg.data.units`."""
+        return convert_units(self, units)
+
+    def repair(self, **rules: Unpack[Rules]) -> Repair:
+        """``(city, report)``: what cannot be true is masked, and told by node; see :mod:`tsjt_pyg.data.repair`."""
+        return repair(self, **rules)
+
+    def impute(self, method: Method = "hour_mean", *, learn_from: City | None = None, **options: Any) -> City:
+        """The city with made-up readings under its (unchanged) mask; see :func:`tsjt_pyg.data.impute.impute`."""
+        return impute(self, method, learn_from=learn_from, **options)
+
+    def keep_nodes(self, node_ids: Sequence[object]) -> City:
+        """The city with the given nodes, in that order, and the edges between them."""
+        return keep_nodes(self, node_ids)
+
+    def drop_nodes(self, node_ids: Sequence[object]) -> City:
+        """The city without the given nodes and their edges; how many went is logged."""
+        return drop_nodes(self, node_ids)
 
     def to_undirected(self) -> City:
         """The city with every road in both directions (of two weights the larger).
