@@ -1,9 +1,24 @@
 """A city and its views: few-shot split, windows, scaler, PyG signals."""
 
 from .city import City
+from .city_roads import read_roads
 from .pairs import CityPair, CityPairLoader
+from .road_network import Roads
 from .scaler import StandardScaler
+from .snap import Snapped, snap_sensors
 from .split import FewShotSplit
 from .windows import WindowBatch, Windows
 
-__all__ = ["City", "CityPair", "CityPairLoader", "FewShotSplit", "StandardScaler", "WindowBatch", "Windows"]
+__all__ = [
+    "City",
+    "CityPair",
+    "CityPairLoader",
+    "FewShotSplit",
+    "Roads",
+    "Snapped",
+    "StandardScaler",
+    "WindowBatch",
+    "Windows",
+    "read_roads",
+    "snap_sensors",
+]

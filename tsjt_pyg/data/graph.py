@@ -11,8 +11,6 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from .clean import check_ids
-
 EARTH_RADIUS = 6_371_008.8
 """Mean radius of the Earth in metres (IUGG)."""
 
@@ -193,12 +191,13 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
     )
 
 
-def check_positions(positions: MatrixLike, node_ids: Sequence[str]) -> Tensor:
+def check_positions(positions: MatrixLike, node_ids: Sequence[str], argument: str = "positions") -> Tensor:
     """Positions ``[N, 2]`` float64: latitude and longitude in degrees, in the order of ``node_ids``.
 
     Args:
         positions: ``[N, 2]``, or a table with the columns ``latitude`` and ``longitude`` indexed by node id.
         node_ids: The nodes in order.
+        argument: What messages call it.
 
     Raises:
         ValueError: On a wrong shape, an absent node, or degrees out of range.
@@ -206,23 +205,25 @@ def check_positions(positions: MatrixLike, node_ids: Sequence[str]) -> Tensor:
     if isinstance(positions, pd.DataFrame):
         absent_columns = {"latitude", "longitude"} - {str(c) for c in positions.columns}
         if absent_columns:
-            raise ValueError(f"positions: column {sorted(absent_columns)[0]!r} is absent, found {[*positions.columns]}")
+            raise ValueError(
+                f"{argument}: column {sorted(absent_columns)[0]!r} is absent, found {[*positions.columns]}"
+            )
         table = positions.set_axis([str(i) for i in positions.index], axis=0)
         absent = sorted(set(node_ids) - set(table.index))
         if absent:
-            raise ValueError(f"positions: node {absent[0]!r} of the readings is not in the table's index")
-        array = _numbers(table.loc[list(node_ids), ["latitude", "longitude"]], "positions")
+            raise ValueError(f"{argument}: node {absent[0]!r} of the readings is not in the table's index")
+        array = _numbers(table.loc[list(node_ids), ["latitude", "longitude"]], argument)
     else:
-        array = _numbers(positions, "positions")
+        array = _numbers(positions, argument)
     if array.shape != (len(node_ids), 2):
         raise ValueError(
-            f"positions: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
+            f"{argument}: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
         )
     bad = ~np.isfinite(array) | (np.abs(array) > np.array([90.0, 180.0]))
     if bad.any():
         row = int(np.argwhere(bad)[0, 0])
         raise ValueError(
-            f"positions: node {node_ids[row]!r} is at {array[row].tolist()}; expected latitude in [-90, 90] and "
+            f"{argument}: node {node_ids[row]!r} is at {array[row].tolist()}; expected latitude in [-90, 90] and "
             "longitude in [-180, 180], in degrees and in that order"
         )
     return torch.from_numpy(array)

@@ -7,8 +7,9 @@ import gzip
 import logging
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _read_osm(path: Path, ways: Ways, simplify: bool) -> nx.MultiDiGraph:
         raise ImportError(
             f'{path}: OpenStreetMap XML needs osmnx: pip install "tsjt-pyg[osm]" (GraphML and networkx graphs do not)'
         ) from error
-    opener = {".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
+    opener: Callable[..., Any] = {".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
             tree = ElementTree.parse(file)

@@ -321,8 +321,8 @@ def _lengths(
                 f"graph: road {roads[i]!r} has {length} = {road[length]}; expected a number of metres, not negative"
             )
     if shapes:
-        for i in np.flatnonzero(absent):
-            values[i] = great_circle(shapes[i][:-1], shapes[i][1:]).sum()
+        for k in np.flatnonzero(absent):
+            values[k] = great_circle(shapes[k][:-1], shapes[k][1:]).sum()
     elif absent.any() and not absent.all():
         raise ValueError(
             f"graph: road {roads[int(np.argmax(absent))]!r} has no {length}, others have; give it to every edge or to "

@@ -97,9 +97,7 @@ def _numbers(tags: pd.DataFrame, tag: str, roads: Sequence[str]) -> np.ndarray |
     return values
 
 
-def free_flow_speeds(
-    tags: pd.DataFrame, roads: Sequence[str], speeds: Mapping[str, float] | None = None
-) -> np.ndarray:
+def free_flow_speeds(tags: pd.DataFrame, roads: Sequence[str], speeds: Mapping[str, float] | None = None) -> np.ndarray:
     """km/h of each road ``[S]``, by the rule of :func:`osmnx.routing.add_edge_speeds` (osmnx itself is not needed).
 
     ``speed_kph`` where every road has it. Otherwise ``maxspeed``; without it, what ``speeds`` says of the road's
@@ -130,7 +128,8 @@ def free_flow_speeds(
         means = {**HIGHWAY_SPEEDS, **given}
         overall = np.nan
     else:
-        means = {**pd.Series(found).groupby(classes).mean().dropna().to_dict(), **given}
+        of_class = pd.Series(found).groupby(classes).mean().dropna()
+        means = {**{str(name): float(speed) for name, speed in of_class.items()}, **given}
         overall = float(np.mean(list(means.values())))
     absent = np.isnan(found)
     found[absent] = classes[absent].map(means).to_numpy(dtype=np.float64)
@@ -165,7 +164,7 @@ def travel_seconds(
         return said
     if np.isnan(length).any():
         raise ValueError(
-            "weight: travel times need the roads' lengths; give edges a 'length' in metres, or nodes x and y (longitude "
-            "and latitude)"
+            "weight: travel times need the roads' lengths; give edges a 'length' in metres, or nodes x and y "
+            "(longitude and latitude)"
         )
     return length / (free_flow_speeds(tags, roads, speeds) / 3.6)
