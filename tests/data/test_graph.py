@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +17,6 @@ from tsjt_pyg.data.graph import (
     edges_from_distances,
     edges_from_positions,
     gaussian_kernel,
-    road_network_from_networkx,
 )
 
 IDS = ("a", "b", "c")
@@ -207,98 +205,3 @@ def test_nearest_neighbours_against_brute_force(k):
 def test_one_node_has_no_neighbours_and_two_in_one_place_have():
     assert edges_from_positions(torch.zeros(1, 2, dtype=torch.float64)).edge_index.shape == (2, 0)
     assert as_dict(edges_from_positions(torch.zeros(2, 2, dtype=torch.float64))) == {(0, 1): 1.0, (1, 0): 1.0}
-
-
-# --- networkx
-
-
-def test_an_undirected_road_goes_both_ways():
-    graph = nx.Graph()
-    graph.add_edge("a", "b", length=100)
-    graph.add_edge("b", "c", length=300)
-    rms = math.sqrt((100**2 + 300**2) / 2)
-    near, far = (math.exp(-((d / rms) ** 2)) for d in (100, 300))
-    network = road_network_from_networkx(graph)
-    assert network.node_ids == IDS
-    expected = {(0, 1): near, (1, 0): near, (1, 2): far, (2, 1): far}
-    assert as_dict(network.edges) == pytest.approx(expected, rel=1e-6)
-    assert network.pos is None
-
-
-def test_of_parallel_roads_the_shortest_counts_and_loops_do_not():
-    graph = nx.MultiDiGraph()
-    graph.add_edge(1, 2, metres=500)
-    graph.add_edge(1, 2, metres=100)
-    graph.add_edge(2, 2, metres=80)
-    graph.add_edge(2, 3, metres=100)
-    network = road_network_from_networkx(graph, length="metres", sigma=100)
-    assert as_dict(network.edges) == pytest.approx({(0, 1): math.exp(-1), (1, 2): math.exp(-1)}, rel=1e-6)
-
-
-def test_roads_without_lengths_weigh_one():
-    assert set(as_dict(road_network_from_networkx(nx.path_graph(3)).edges).values()) == {1.0}
-
-
-def test_segments_are_joined_where_one_may_turn():
-    graph = nx.DiGraph()
-    graph.add_edge("a", "b", length=100)
-    graph.add_edge("b", "a", length=100)
-    graph.add_edge("b", "c", length=200)
-    network = road_network_from_networkx(graph, "segments", sigma=150)
-    assert network.node_ids == ("a-b", "b-a", "b-c")
-    assert as_dict(network.edges) == pytest.approx({(0, 2): math.exp(-1)}, rel=1e-6)  # and no U-turn a-b, b-a
-
-
-def test_segments_of_an_osmnx_like_graph():
-    graph = nx.MultiDiGraph(crs="epsg:4326")  # osmid as id, x = longitude, y = latitude, length in metres
-    for osmid, x, y in [(53, -122.30, 37.80), (54, -122.29, 37.80), (55, -122.29, 37.81)]:
-        graph.add_node(osmid, x=x, y=y, street_count=3)
-    graph.add_edge(53, 54, osmid=1, highway="residential", oneway=True, length=880.0)
-    graph.add_edge(54, 55, osmid=[2, 3], highway="residential", oneway=False, length=1112.0)
-    graph.add_edge(55, 54, osmid=[2, 3], highway="residential", oneway=False, length=1112.0)
-    junctions = road_network_from_networkx(graph)
-    assert junctions.node_ids == ("53", "54", "55")
-    assert junctions.pos.tolist() == [[37.80, -122.30], [37.80, -122.29], [37.81, -122.29]]
-    segments = road_network_from_networkx(graph, "segments")
-    assert segments.node_ids == ("53-54-0", "54-55-0", "55-54-0")
-    assert set(as_dict(segments.edges)) == {(0, 1)}
-    assert segments.pos.numpy() == pytest.approx(np.array([[37.80, -122.295], [37.805, -122.29], [37.805, -122.29]]))
-
-
-@pytest.mark.parametrize("x", [500_000.0, None])
-def test_places_that_are_not_degrees_are_left_out(x):
-    graph = nx.path_graph(2)
-    graph.nodes[0].update(x=0.0, y=0.0)
-    if x is not None:
-        graph.nodes[1].update(x=x, y=0.0)
-    assert road_network_from_networkx(graph).pos is None
-
-
-def lengths(*values: object) -> nx.Graph:
-    graph = nx.path_graph(len(values) + 1)
-    for i, value in enumerate(values):
-        if value is not None:
-            graph.edges[i, i + 1]["length"] = value
-    return graph
-
-
-@pytest.mark.parametrize(
-    ("graph", "nodes", "message"),
-    [
-        (nx.Graph(), "junctions", "graph: it has no junctions"),
-        (nx.empty_graph(3), "segments", "graph: it has no segments"),
-        (nx.path_graph(2), "roads", "nodes: expected 'junctions' or 'segments', found 'roads'"),
-        (
-            lengths(100, None),
-            "junctions",
-            "graph: road '1-2' has length = None; expected a positive number of metres on",
-        ),
-        (lengths(100, 0), "segments", "road '1-2' has length = 0"),
-        (lengths(np.inf), "junctions", "road '0-1' has length = inf"),
-        (nx.Graph([(1, "1")]), "junctions", "graph: '1' occurs more than once; node ids must be unique"),
-        (nx.DiGraph([("a", "b-c"), ("a-b", "c")]), "segments", "graph: 'a-b-c' occurs more than once"),
-    ],
-)
-def test_messages_name_the_road(graph, nodes, message):
-    with pytest.raises(ValueError, match=message):
-        road_network_from_networkx(graph, nodes)

@@ -1,8 +1,11 @@
 """A city and its views: few-shot split, windows, scaler, PyG signals."""
 
 from .city import City
+from .city_roads import read_roads
 from .pairs import CityPair, CityPairLoader
+from .road_network import Roads
 from .scaler import StandardScaler
+from .snap import Snapped, snap_sensors
 from .split import FewShotSplit
 from .table_report import TableReport
 from .tables import TablesRead, read_tables
@@ -14,11 +17,15 @@ __all__ = [
     "CityPair",
     "CityPairLoader",
     "FewShotSplit",
+    "Roads",
+    "Snapped",
     "StandardScaler",
     "TableReport",
     "TablesRead",
     "WindowBatch",
     "Windows",
+    "read_roads",
     "read_tables",
     "regular_time",
+    "snap_sensors",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .city_roads import Keep, OsmnxOptions, SensorOptions, join_network, osmnx_parts, sensor_parts
 from .clean import ReadingsLike, check_ids
 from .graph import (
     Edges,
@@ -21,13 +22,14 @@ from .graph import (
     edges_from_adjacency,
     edges_from_distances,
     edges_from_positions,
-    road_network_from_networkx,
 )
 from .impute import Method, impute
 from .nodes import drop_nodes, keep_nodes
 from .parts import DEFAULT_INTERVAL, DEFAULT_START, About, AboutReadings, CityParts, city_parts, parse_interval
 from .repair import Repair, Rules, repair
+from .road_network import Nodes, Roads, Weight, road_network_from_networkx
 from .rows import row_blocks
+from .snap import Snapped
 from .split import FewShotSplit, few_shot_steps
 from .units import convert_units
 from .windows import Windows
@@ -48,8 +50,8 @@ class City:
     """A city's road network and readings; immutable: what changes it gives a new one.
 
     Use a constructor: :meth:`from_adjacency`, :meth:`from_edge_index`, :meth:`from_distances`, :meth:`from_positions`,
-    :meth:`from_networkx`, :meth:`from_tables`, or :meth:`load`. Every constructor turns NaN readings into
-    ``mask == False`` and checks what it is given.
+    :meth:`from_networkx`, :meth:`from_osmnx`, :meth:`from_road_network`, :meth:`from_tables`, or :meth:`load`. Every
+    constructor turns NaN readings into ``mask == False`` and checks what it is given.
 
     Args:
         name: Name of the city.
@@ -198,7 +200,7 @@ class City:
         readings: ReadingsLike,
         graph: nx.Graph,
         *,
-        nodes: Literal["junctions", "segments"] = "junctions",
+        nodes: Nodes = "junctions",
         length: str = "length",
         sigma: float | None = None,
         **about: Unpack[About],
@@ -217,23 +219,64 @@ class City:
             **about: As in :meth:`from_adjacency`.
         """
         network = road_network_from_networkx(graph, nodes, length, sigma)
-        parts = city_parts(readings, about, graph_ids=network.node_ids)
-        node_ids = parts["node_ids"]
-        absent = sorted(set(network.node_ids) - set(node_ids))
-        unknown = sorted(set(node_ids) - set(network.node_ids))
-        if absent or unknown:
-            which = f"{unknown[0]!r} is not in the graph" if unknown else f"{absent[0]!r} of the graph has no readings"
-            raise ValueError(
-                f"readings: node {which} ({len(node_ids)} nodes with readings, {len(network.node_ids)} {nodes} in "
-                f"the graph, for example {network.node_ids[0]!r}); both need the same node ids"
-            )
-        position = {node: i for i, node in enumerate(node_ids)}
-        to_readings = torch.tensor([position[node] for node in network.node_ids])
-        if parts["pos"] is None and network.pos is not None:
-            pos = torch.empty_like(network.pos)
-            pos[to_readings] = network.pos
-            parts["pos"] = pos
-        return cls._assembled(parts, Edges(to_readings[network.edges.edge_index], network.edges.edge_weight))
+        return cls._assembled(*join_network(city_parts(readings, about, network.node_ids), network, nodes))
+
+    @classmethod
+    def from_osmnx(
+        cls,
+        readings: ReadingsLike,
+        graph: nx.Graph | str | Path | Roads,
+        *,
+        nodes: Nodes = "junctions",
+        weight: Weight = "length",
+        **options: Unpack[OsmnxOptions],
+    ) -> City:
+        """A city from a raw OSMnx MultiDiGraph, a GraphML file or OpenStreetMap's XML.
+
+        Readings that carry node ids are joined by id: ``"u"`` for a junction, ``"u-v-key"`` for a segment. Readings of
+        nodes left out by ``component``, ``isolated`` or ``loops`` are left out too, which is logged.
+
+        Args:
+            readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
+            graph: See :func:`~tsjt_pyg.data.city_roads.read_roads`.
+            nodes: Whether ``"junctions"`` or road ``"segments"`` are the nodes.
+            weight: What is measured: ``"length"`` (metres) or ``"travel_time"`` (seconds).
+            **options: ``kernel``, ``sigma``, ``speeds``, ``u_turns``, ``component``, ``one_way``, ``isolated``,
+                ``loops``, ``ways``, ``without_readings``: see :class:`~tsjt_pyg.data.city_roads.OsmnxOptions`; and as
+                in :meth:`from_adjacency`. All optional.
+        """
+        return cls._assembled(*osmnx_parts(readings, graph, nodes=nodes, weight=weight, **options))
+
+    @classmethod
+    def from_road_network(
+        cls,
+        readings: ReadingsLike,
+        sensors: pd.DataFrame | Snapped,
+        graph: nx.Graph | str | Path | Roads,
+        *,
+        snap_limit: float = 50.0,
+        keep: Keep = "sensors",
+        **options: Unpack[SensorOptions],
+    ) -> City:
+        """A city from sensors beside roads: each belongs to its nearest segment, ways along the roads join them.
+
+        This is how the sensor graphs of METR-LA and PEMS-BAY were made. Readings are joined by sensor id; sensors
+        without readings, readings without a sensor and sensors too far from a road are left out, which is logged
+        (:func:`~tsjt_pyg.data.snap.snap_sensors` gives the table of it).
+
+        Args:
+            readings: Their nodes are sensor ids; without ids they are in the order of ``sensors``.
+            sensors: See :func:`~tsjt_pyg.data.snap.snap_sensors`; or its result, which ``graph`` must be the roads of.
+            graph: See :func:`~tsjt_pyg.data.city_roads.read_roads`.
+            snap_limit: Metres within which a sensor belongs to a segment.
+            keep: Which nodes there are: ``"sensors"``, with their ids; ``"segments"`` that carry sensors, with ids
+                ``"u-v-key"``; or ``"all"`` segments, unobserved where there is no sensor. The last are joined by
+                turns, the others by shortest ways.
+            **options: ``several``, ``path_limit``, ``weight``, ``kernel``, ``sigma``, ``speeds``, ``u_turns``,
+                ``component``, ``one_way``, ``ways``: see :class:`~tsjt_pyg.data.city_roads.SensorOptions`; and as in
+                :meth:`from_positions`. All optional.
+        """
+        return cls._assembled(*sensor_parts(readings, sensors, graph, snap_limit=snap_limit, keep=keep, **options))
 
     @classmethod
     def from_tables(

@@ -1,20 +1,15 @@
-"""Road networks as edge lists: from an adjacency matrix, distances, positions or a networkx graph."""
+"""Road networks as edge lists: from an adjacency matrix, distances or positions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
 import torch
 from torch import Tensor
-
-from .clean import check_ids
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 EARTH_RADIUS = 6_371_008.8
 """Mean radius of the Earth in metres (IUGG)."""
@@ -30,7 +25,8 @@ class Edges(NamedTuple):
     edge_weight: Tensor
 
 
-def _edges(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Edges:
+def make_edges(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Edges:
+    """Edges in the order of their nodes, from arrays ``[E]``."""
     order = np.lexsort((target, source))
     index = np.stack([source[order], target[order]]).astype(np.int64)
     return Edges(torch.from_numpy(index), torch.from_numpy(weight[order].astype(np.float32)))
@@ -91,7 +87,7 @@ def edges_from_adjacency(adjacency: MatrixLike, node_ids: Sequence[str]) -> Edge
             "and not negative, 0 where there is no road"
         )
     source, target = np.nonzero(array)
-    return _edges(source, target, array[source, target])
+    return make_edges(source, target, array[source, target])
 
 
 def gaussian_kernel(distance: np.ndarray, sigma: float | None = None) -> np.ndarray:
@@ -152,7 +148,7 @@ def edges_from_distances(
             f"{node_ids[target[worst]]!r}; distances must not be negative"
         )
     if not len(metres):
-        return _edges(source, target, metres)
+        return make_edges(source, target, metres)
     weight = gaussian_kernel(metres, sigma)
     keep = weight >= threshold
     if not keep.any():
@@ -160,7 +156,7 @@ def edges_from_distances(
             f"sigma: all {len(metres)} weights are below the threshold {threshold}; the nearest nodes are "
             f"{metres.min():g} metres apart, choose a sigma of that size (in metres) or larger"
         )
-    return _edges(source[keep], target[keep], weight[keep])
+    return make_edges(source[keep], target[keep], weight[keep])
 
 
 def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,12 +191,13 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
     )
 
 
-def check_positions(positions: MatrixLike, node_ids: Sequence[str]) -> Tensor:
+def check_positions(positions: MatrixLike, node_ids: Sequence[str], argument: str = "positions") -> Tensor:
     """Positions ``[N, 2]`` float64: latitude and longitude in degrees, in the order of ``node_ids``.
 
     Args:
         positions: ``[N, 2]``, or a table with the columns ``latitude`` and ``longitude`` indexed by node id.
         node_ids: The nodes in order.
+        argument: What messages call it.
 
     Raises:
         ValueError: On a wrong shape, an absent node, or degrees out of range.
@@ -208,23 +205,25 @@ def check_positions(positions: MatrixLike, node_ids: Sequence[str]) -> Tensor:
     if isinstance(positions, pd.DataFrame):
         absent_columns = {"latitude", "longitude"} - {str(c) for c in positions.columns}
         if absent_columns:
-            raise ValueError(f"positions: column {sorted(absent_columns)[0]!r} is absent, found {[*positions.columns]}")
+            raise ValueError(
+                f"{argument}: column {sorted(absent_columns)[0]!r} is absent, found {[*positions.columns]}"
+            )
         table = positions.set_axis([str(i) for i in positions.index], axis=0)
         absent = sorted(set(node_ids) - set(table.index))
         if absent:
-            raise ValueError(f"positions: node {absent[0]!r} of the readings is not in the table's index")
-        array = _numbers(table.loc[list(node_ids), ["latitude", "longitude"]], "positions")
+            raise ValueError(f"{argument}: node {absent[0]!r} of the readings is not in the table's index")
+        array = _numbers(table.loc[list(node_ids), ["latitude", "longitude"]], argument)
     else:
-        array = _numbers(positions, "positions")
+        array = _numbers(positions, argument)
     if array.shape != (len(node_ids), 2):
         raise ValueError(
-            f"positions: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
+            f"{argument}: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
         )
     bad = ~np.isfinite(array) | (np.abs(array) > np.array([90.0, 180.0]))
     if bad.any():
         row = int(np.argwhere(bad)[0, 0])
         raise ValueError(
-            f"positions: node {node_ids[row]!r} is at {array[row].tolist()}; expected latitude in [-90, 90] and "
+            f"{argument}: node {node_ids[row]!r} is at {array[row].tolist()}; expected latitude in [-90, 90] and "
             "longitude in [-180, 180], in degrees and in that order"
         )
     return torch.from_numpy(array)
@@ -245,7 +244,7 @@ def edges_from_positions(positions: Tensor, k: int = 8, sigma: float | None = No
     num_nodes = positions.shape[0]
     k = min(k, num_nodes - 1)
     if k == 0:
-        return _edges(np.empty(0, int), np.empty(0, int), np.empty(0))
+        return make_edges(np.empty(0, int), np.empty(0, int), np.empty(0))
     radians = np.radians(positions.numpy())
     search = NearestNeighbors(n_neighbors=k, metric="haversine", algorithm="ball_tree").fit(radians)
     arc, neighbour = search.kneighbors()  # without an argument a node is not its own neighbour
@@ -253,105 +252,13 @@ def edges_from_positions(positions: Tensor, k: int = 8, sigma: float | None = No
     both = np.concatenate([pairs, pairs[::-1]], axis=1)
     metres = np.tile(arc.ravel() * EARTH_RADIUS, 2)
     unique, first = np.unique(both, axis=1, return_index=True)
-    return _edges(unique[0], unique[1], gaussian_kernel(metres[first], sigma))
+    return make_edges(unique[0], unique[1], gaussian_kernel(metres[first], sigma))
 
 
-class RoadNetwork(NamedTuple):
-    """Nodes of a networkx graph as ids, with edges and positions where the graph has them."""
+def __getattr__(name: str) -> Any:
+    """What :mod:`~tsjt_pyg.data.road_network` holds can be imported from here too."""
+    if name in ("RoadNetwork", "road_network_from_networkx"):
+        from . import road_network
 
-    node_ids: tuple[str, ...]
-    edges: Edges
-    pos: Tensor | None
-
-
-def road_network_from_networkx(
-    graph: nx.Graph,
-    nodes: Literal["junctions", "segments"] = "junctions",
-    length: str = "length",
-    sigma: float | None = None,
-) -> RoadNetwork:
-    """Nodes and edges of a networkx graph of junctions joined by road segments.
-
-    Args:
-        graph: Any networkx graph; an undirected edge is a road in both directions. ``x`` and ``y`` of its nodes, where
-            all have them, are longitude and latitude in degrees (OSMnx's convention).
-        nodes: ``"junctions"``: the graph's nodes. ``"segments"``: the graph's edges, with the id ``"u-v"``
-            (``"u-v-key"`` in a multigraph), joined where one may turn from one into the other (no U-turn). Loops from
-            a junction to itself are left out.
-        length: Edge attribute with the metres of a road; weights are their Gaussian kernel. Where no edge has it, all
-            weights are 1.
-        sigma: See :func:`gaussian_kernel`.
-
-    Raises:
-        ValueError: If the graph is empty, ``nodes`` is neither, two nodes have the same id as text, only some edges
-            have a length, or one is not a positive number.
-    """
-    if nodes not in ("junctions", "segments"):
-        raise ValueError(f"nodes: expected 'junctions' or 'segments', found {nodes!r}")
-    directed = graph if graph.is_directed() else graph.to_directed()
-    roads = [
-        (edge[:2], "-".join(str(part) for part in edge[:-1]), edge[-1])
-        for edge in (directed.edges(keys=True, data=True) if directed.is_multigraph() else directed.edges(data=True))
-        if edge[0] != edge[1]
-    ]
-    if graph.number_of_nodes() == 0 or (nodes == "segments" and not roads):
-        raise ValueError(f"graph: it has no {nodes}")
-    metres = _lengths([data for _, _, data in roads], [road for _, road, _ in roads], length)
-    place = _junction_positions(graph)
-    if nodes == "junctions":
-        position = {node: i for i, node in enumerate(graph.nodes)}
-        shortest: dict[tuple[int, int], float] = {}
-        for ((u, v), _, _), distance in zip(roads, metres, strict=True):
-            pair = (position[u], position[v])
-            shortest[pair] = min(distance, shortest.get(pair, np.inf))
-        ids = check_ids(list(graph.nodes), len(graph), "graph")
-        pos = None if place is None else torch.tensor([place[node] for node in graph.nodes], dtype=torch.float64)
-        return RoadNetwork(ids, _kernel_edges(shortest, sigma), pos)
-    leaving: dict[object, list[int]] = {}
-    for i, ((u, _), _, _) in enumerate(roads):
-        leaving.setdefault(u, []).append(i)
-    turns = {
-        (i, j): (metres[i] + metres[j]) / 2
-        for i, ((u, v), _, _) in enumerate(roads)
-        for j in leaving.get(v, [])
-        if roads[j][0][1] != u
-    }
-    pos = None
-    if place is not None:
-        middles = [np.add(place[u], place[v]) / 2 for (u, v), _, _ in roads]
-        pos = torch.tensor(np.array(middles), dtype=torch.float64)
-    ids = check_ids([road for _, road, _ in roads], len(roads), "graph")
-    return RoadNetwork(ids, _kernel_edges(turns, sigma), pos)
-
-
-def _lengths(attributes: list[dict[str, object]], roads: list[str], length: str) -> np.ndarray:
-    """Metres of each road; NaN for all where no road has the attribute."""
-    values = np.array([float(data[length]) if length in data else np.nan for data in attributes])  # type: ignore[arg-type]
-    absent = np.isnan(values)
-    if absent.all():
-        return values
-    bad = absent | ~(values > 0) | ~np.isfinite(values)
-    if bad.any():
-        worst = int(np.argmax(bad))
-        raise ValueError(
-            f"graph: road {roads[worst]!r} has {length} = {attributes[worst].get(length)}; expected a positive number "
-            "of metres on every edge, or on none"
-        )
-    return values
-
-
-def _junction_positions(graph: nx.Graph) -> dict[object, tuple[float, float]] | None:
-    if not all("x" in data and "y" in data for _, data in graph.nodes(data=True)):
-        return None
-    place = {node: (float(data["y"]), float(data["x"])) for node, data in graph.nodes(data=True)}
-    in_degrees = all(abs(latitude) <= 90 and abs(longitude) <= 180 for latitude, longitude in place.values())
-    return place if in_degrees else None
-
-
-def _kernel_edges(metres: dict[tuple[int, int], float], sigma: float | None) -> Edges:
-    pairs = np.array(list(metres), dtype=np.int64).reshape(-1, 2)
-    distance = np.array(list(metres.values()), dtype=np.float64)
-    weight = (
-        np.ones_like(distance) if not len(distance) or np.isnan(distance).all() else gaussian_kernel(distance, sigma)
-    )
-    return _edges(pairs[:, 0], pairs[:, 1], weight)
+        return getattr(road_network, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Measuring forecasts, and comparing strategies honestly."""
 
+from .city_plot import plot_city
 from .comparison import compare
 from .metrics import Errors, HorizonErrors, masked_mae, masked_mape, masked_rmse
 from .plots import plot_conflict
@@ -13,5 +14,6 @@ __all__ = [
     "masked_mae",
     "masked_mape",
     "masked_rmse",
+    "plot_city",
     "plot_conflict",
 ]
