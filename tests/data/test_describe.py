@@ -114,6 +114,7 @@ def test_the_picture_shows_missing_readings_map_spread_and_day(city, tmp_path):
     shown = missing.images[0].get_array()
     assert shown.shape == (6, 384)
     np.testing.assert_allclose(shown, expected, atol=1e-4)
+    assert places.get_title("left") == "Map: 6 nodes, 4 edges; crosses: 1 never observed"
     lines = next(c for c in places.collections if isinstance(c, LineCollection))
     assert len(lines.get_segments()) == city.num_edges
     dots = [c.get_offsets() for c in places.collections if isinstance(c, PathCollection)]

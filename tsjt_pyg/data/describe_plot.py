@@ -117,15 +117,15 @@ def _draw_map(axes: Axes, description: Description) -> None:
     size = float(np.clip(6000 / city.num_nodes, 4, 45))
     dots = axes.scatter(place[seen, 0], place[seen, 1], c=mean[seen], s=size, cmap="cividis", zorder=2)
     if (~seen).any():
-        axes.scatter(place[~seen, 0], place[~seen, 1], marker="x", c=_ORANGE, s=size, zorder=3, label="never observed")
-        axes.legend(fontsize=8)
+        axes.scatter(place[~seen, 0], place[~seen, 1], marker="x", c=_ORANGE, s=size, zorder=3)
     axes.set_aspect(1 / np.cos(np.radians(place[:, 1].mean())), adjustable="datalim")
     axes.margins(0.05)
     axes.autoscale_view()
     axes.locator_params(nbins=4)
     axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=8)
-    axes.set_title(f"Map: {city.num_nodes:,} nodes, {city.num_edges:,} edges", fontsize=10, loc="left")
+    crosses = "" if seen.all() else f"; crosses: {int((~seen).sum())} never observed"
+    axes.set_title(f"Map: {city.num_nodes:,} nodes, {city.num_edges:,} edges{crosses}", fontsize=10, loc="left")
     axes.set_xlabel("longitude")
     axes.set_ylabel("latitude")
     axes.figure.colorbar(dots, ax=axes, pad=0.01).set_label(f"mean {_label(city, 0)}")
@@ -138,7 +138,9 @@ def _draw_nodes(axes: Axes, city: City) -> None:
         values = values[:, np.argsort(np.nanmean(values, axis=0))]
         low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95], axis=0)
         rank = np.arange(values.shape[1])
-        axes.fill_between(rank, low, high, color=_BLUE, alpha=0.15, step="mid", label="5 to 95 % of its readings")
+        axes.fill_between(
+            rank, low, high, color=_BLUE, alpha=0.15, linewidth=0, step="mid", label="5 to 95 % of its readings"
+        )
         axes.plot(rank, middle, drawstyle="steps-mid", color=_BLUE, linewidth=1.2, label="median")
         axes.legend(fontsize=8, loc="upper left")
     axes.set_xlabel("nodes, by their mean")
