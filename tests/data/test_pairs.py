@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
 
@@ -103,9 +104,64 @@ def test_a_batch_over_several_passes():
     assert torch.equal(index, whole)
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_loader_resumes_once_and_then_starts_anew(sources, target, prefetch):
+    loader = CityPairLoader(sources, target, batch_size=8, prefetch=prefetch)
+    reference = [loader[step] for step in range(8)]
+    assert loader.state_dict()["step"] == 0
+    for step, _ in enumerate(loader):
+        if step == 4:
+            break
+    state = json.loads(json.dumps(loader.state_dict()))  # plain numbers: any checkpoint takes them
+    assert state["step"] == 5
+    again = CityPairLoader(sources, target, batch_size=8, prefetch=prefetch)
+    again.load_state_dict(state)
+    assert all(equal(one, other) for one, other in zip(islice(again, 3), reference[5:], strict=True))
+    assert again.state_dict()["step"] == 8
+    assert equal(next(iter(again)), reference[0])
+
+
+def test_a_loop_from_any_step(sources, target):
+    loader = CityPairLoader(sources, target, batch_size=8)
+    pairs = loader.from_step(10**9)
+    assert equal(next(pairs), loader[10**9])
+    assert equal(next(pairs), loader[10**9 + 1])
+    assert loader.state_dict()["step"] == 10**9 + 2
+    with pytest.raises(ValueError, match="step: expected 0 or more, found -1"):
+        loader.from_step(-1)
+    with pytest.raises(IndexError, match="step: expected 0 or more, found -1; a loader has no last step"):
+        loader[-1]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"batch_size": 9}, {"weights": [1, 2]}, {"sources": 1}])
+def test_a_state_of_other_batches_is_refused(sources, target, other):
+    state = CityPairLoader(sources, target, batch_size=8).state_dict()
+    if "sources" in other:
+        other = {"sources": sources[::-1]}
+    loader = CityPairLoader(**({"sources": sources, "target": target, "batch_size": 8} | other))
+    with pytest.raises(ValueError, match=r"the state is of a loader with .*, this one has .*; its batches would be"):
+        loader.load_state_dict(state)
+
+
+def test_pairs_arrive_on_their_device(sources, target):
+    source, of_target, _ = next(iter(CityPairLoader(sources, target, batch_size=8, device="meta")))
+    assert source.x.device.type == of_target.y_mask.device.type == "meta"
+
+
+def test_a_pass_is_drawn_once(make_city, monkeypatch):
+    """Not at every step: a pass over a year of five minutes has 105,120 windows."""
+    drawn = []
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **options: drawn.append(n) or randperm(n, **options))
+    for step in range(20):
+        shuffled_index(1_234, 61, step, seed=98_765)
+    assert drawn == [1_234]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"prefetch": -1}, "prefetch: expected 0 or more batches ahead, found -1"),
         ({"sources": []}, "sources: expected the windows of at least one source city, found none"),
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"weights": [1]}, r"weights: expected 2 weights >= 0, one a source, not all 0; found \[1\]"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,49 @@ def test_a_batch_does_not_follow_changes_of_the_readings(make_city):
     assert torch.equal(batch.x, before)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"shuffle": True}, {"copy": False}, {"prefetch": 2}])
+def test_batches_arrive_on_their_device(make_city, arguments):
+    windows = make_city().windows(6, 3)
+    batches = list(windows.batches(10, device="meta", **arguments))
+    assert [batch.x.shape for batch in batches] == [(10, 6, 5, 1)] * 3 + [(2, 6, 5, 1)]
+    assert {tensor.device.type for batch in batches for tensor in batch.tensors()} == {"meta"}
+    assert batches[0].edge_index is batches[3].edge_index  # the road network is moved once
+    assert windows.batch(torch.tensor([1]), device="meta").y.device.type == "meta"
+    assert windows.batch(torch.tensor([1]), device="cpu").y.device.type == "cpu"
+
+
+def test_batches_in_order_may_be_views(make_city):
+    city = make_city()
+    windows = city.windows(6, 3)
+    first, second, *_ = windows.batches(10, copy=False)
+    assert first.x.data_ptr() == city.readings.data_ptr()
+    assert second.y_mask.data_ptr() == city.mask[16].data_ptr()
+    for batch in windows.batches(10):  # and are not unless asked for
+        assert batch.x.untyped_storage().data_ptr() != city.readings.untyped_storage().data_ptr()
+
+
+def test_the_order_is_drawn_when_the_loop_begins_and_in_its_thread(make_city):
+    """The global generator of torch is not touched from the background."""
+    windows = make_city().windows(6, 3)
+    orders = []
+    for prefetch in (0, 3):
+        torch.manual_seed(4)
+        batches = windows.batches(10, shuffle=True, prefetch=prefetch)
+        next(batches)
+        orders.append(torch.rand(3).tolist())
+        batches.close()
+    assert orders[0] == orders[1]
+
+
+def test_windows_are_pickled_without_their_copies(make_city):
+    windows = make_city(num_steps=2000).windows(100, 100)
+    pickled = pickle.dumps(windows)
+    assert len(pickled) < 2000 * 5 * 5 * 3
+    again = pickle.loads(pickled)
+    index = torch.tensor([7, 1700])
+    assert torch.equal(again.batch(index).x, windows.batch(index).x)
+
+
 def test_repr(make_city):
     assert repr(make_city(name="Ede").windows(6, 3)) == "Windows(32 of 'Ede', history=6, horizon=3)"
 
@@ -114,6 +159,11 @@ def test_windows_must_fit(make_city, arguments, message):
 def test_a_batch_has_windows(make_city):
     with pytest.raises(ValueError, match="batch_size: expected at least 1, found 0"):
         next(make_city().windows(6, 3).batches(0))
+
+
+def test_no_batches_before_the_first(make_city):
+    with pytest.raises(ValueError, match="prefetch: expected 0 or more batches ahead, found -1"):
+        next(make_city().windows(6, 3).batches(4, prefetch=-1))
 
 
 @pytest.mark.parametrize("index", [[-1], [0, 32]])

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,10 @@ def _map(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
             raise ValueError(f"{path.name}: its .npy version is {version}")
-        found, fortran, kind = np.lib.format.read_array_header_1_0(file)
+        try:
+            found, fortran, kind = np.lib.format.read_array_header_1_0(file)
+        except (SyntaxError, TokenError) as error:  # numpy's own guesses at a header that is none
+            raise ValueError(f"{path.name}: its header is damaged ({error})") from error
         offset = file.tell()
     wanted = _numpy(dtype)
     if (found, fortran, kind) != (shape, False, wanted):

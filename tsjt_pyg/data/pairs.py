@@ -150,8 +150,7 @@ class CityPairLoader:
             self.prefetch,
         )
         with closing(pairs):
-            for pair in pairs:
-                self._next_step += 1
+            for self._next_step, pair in enumerate(pairs, step + 1):
                 yield pair
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,8 +31,7 @@ def forecast_windows(
     was_training = model.training
     model.eval()
     try:
-        for batch in windows.batches(batch_size):
-            moved = batch.to(device)
-            yield moved, scaler.inverse_transform(forecast_scaled(model, moved, scaler))
+        for batch in windows.batches(batch_size, device=device):
+            yield batch, scaler.inverse_transform(forecast_scaled(model, batch, scaler))
     finally:
         model.train(was_training)
