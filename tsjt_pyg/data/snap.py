@@ -130,7 +130,7 @@ def _bearings(sensors: pd.DataFrame, ids: tuple[str, ...]) -> np.ndarray:
     if bad.any():
         worst = int(np.argmax(bad))
         raise ValueError(
-            f"sensors: the bearing of {ids[worst]!r} is {sensors['bearing'].iloc[worst]!r}; expected degrees clockwise "
+            f"sensors: the bearing of {ids[worst]!r} is {str(sensors['bearing'].iloc[worst])!r}; expected degrees clockwise "
             "from north, from 0 to 360, or NaN where it is unknown"
         )
     return values
