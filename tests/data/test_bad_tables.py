@@ -95,7 +95,7 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
         ),
         case("column 'timestamp', row 5: found nothing, expected a time", times(*TIME[:5], pd.NaT)),
         case(
-            "row 0: found '03/04/2024', expected a time such as .* the year first; .*time_format=",
+            "row 0: found '03/04/2024', expected date and time such as .* the year first; .*time_format=",
             times(*TIME.strftime("%m/%d/%Y")),
         ),
         case("column 'timestamp', row 0: found the number 0, expected a time", times(*range(6))),
@@ -123,6 +123,9 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
         ),
         case("all rows are of one time, 2024-03-04 08:00:00; say .* interval=", wide().iloc[:1]),
         case("readings: found a header and no rows", wide().iloc[:0]),
+        case("readings: found the column 'timestamp' and no other, expected a column a sensor id", wide()[[]]),
+        case("readings: found no reading, all fields of its 4 sensors are empty", wide() * np.nan),
+        case("readings: column '773869', row 0: found 1e[+]300, expected a finite number", wide() * 1e300),
         case("readings: its columns have 2 levels", pd.concat({"speed": wide()}, axis=1)),
         case(
             r"missing: '773869' of readings is no sensor \(0 without readings, 1 without sensor",

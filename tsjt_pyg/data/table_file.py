@@ -17,6 +17,7 @@ TableLike = pd.DataFrame | str | Path
 _TEXT = (".csv", ".tsv", ".txt")
 _PARQUET = (".parquet", ".pq")
 _SEPARATORS = ",;\t"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Table:
     place: Callable[[int], str]
 
     def numbers(self, column: str) -> np.ndarray:
-        """A column as float64, NaN where it is empty.
+        """A column as float64 that fits into float32, NaN where it is empty.
 
         Raises:
             ValueError: On text or infinite numbers, with the line.
@@ -45,7 +46,7 @@ class Table:
             self.refuse(column, (numbers.isna() & values.notna()).to_numpy(), "expected a number")
             values = numbers
         found = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        self.refuse(column, np.isinf(found), "expected a finite number, or an empty field where there is none")
+        self.refuse(column, np.abs(found) > _LARGEST, "expected a finite number, or an empty field where there is none")
         return found
 
     def ids(self, column: str) -> tuple[np.ndarray, list[str]]:

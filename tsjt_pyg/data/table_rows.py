@@ -117,6 +117,8 @@ def wide_rows(
         raise no_column(table, "time")
     known = set(sensor_ids)
     ids = [column for column in table.frame.columns if column != time]
+    if not ids:
+        raise ValueError(f"{table.label}: found the column {time!r} and no other, expected a column a sensor id")
     values = np.full((len(table.frame), len(ids)), np.nan, np.float32)
     for i, column in enumerate(ids):
         if column in known:
@@ -172,8 +174,8 @@ def _times(table: Table, column: str, time_format: str | None) -> pd.DatetimeInd
         table.refuse(
             column,
             other[codes],
-            "expected a time such as 2024-03-04 08:05, the year first; say how to read others with time_format= (such "
-            "as '%d/%m/%Y %H:%M')",
+            "expected date and time such as 2024-03-04 08:05, the year first; say how to read others with time_format= "
+            "(such as '%d/%m/%Y %H:%M')",
         )
     try:
         times = pd.Index(texts if is_time else pd.to_datetime(texts, format=time_format or "ISO8601", errors="coerce"))

@@ -126,6 +126,8 @@ def read_tables(
     if missing != "keep":
         nodes = [node for node in nodes if node not in set(only_sensors)]
     grid = arrange(rows.select(nodes), interval, duplicates)
+    if np.isnan(grid.readings).all():
+        raise ValueError(f"{table.label}: found no reading, all fields of its {len(nodes)} sensors are empty")
 
     about: AboutReadings = {
         "name": name,
