@@ -177,7 +177,7 @@ def _list(entries: list[CityEntry]) -> None:
         table.add_row(
             entry.name,
             entry.group,
-            f"no {', '.join(absent)}" if absent else "yes" if entry.present else "no",
+            f"without {', '.join(absent)}" if absent else "yes" if entry.present else "no",
             decimal(size) if size else "",
             " x ".join(f"{count:,}" for count in card.shapes[0]) if card.shapes else "",
             entry.about,

@@ -175,7 +175,10 @@ HERE = (52.005, 4.0)
             lambda: snap_sensors(sensors((-122.0, 37.0)), ROAD),
             r"sensors: node 'a' is at \[-122.0, 37.0\].*in that order",
         ),
-        (lambda: snap_sensors(sensors((*HERE, 400.0)), ROAD), "sensors: the bearing of 'a' is '400.0'; expected degrees"),
+        (
+            lambda: snap_sensors(sensors((*HERE, 400.0)), ROAD),
+            "sensors: the bearing of 'a' is '400.0'; expected degrees",
+        ),
         (
             lambda: snap_sensors(sensors(HERE).assign(bearing="north"), ROAD),
             "sensors: the bearing of 'a' is 'north'; expected degrees clockwise from north",

@@ -69,6 +69,33 @@ def test_cities_describes_one_and_draws_it(tsjt, tmp_path):
     assert "the folder" in tsjt("cities", saved, "--describe", "--picture", tmp_path / "absent" / "a.png", code=2)
 
 
+def test_cities_lists_files_that_are_missing_and_what_is_there(tsjt, tmp_path):
+    (tmp_path / "pems08").mkdir()
+    (tmp_path / "pems08" / "distance.csv").write_bytes(b"x" * 2000)
+    text = tsjt("cities", "--root", tmp_path)
+    assert "pems08 speed without pems08.npz 2.0 kB 170 x 1,282 Caltrans district 8" in text
+    assert "demo/riverton demo yes 541.0 kB 68 x 4,032 simulated" in text
+    assert "los_loop speed no 207 x 2,016 Los Angeles" in text
+
+
+def test_cities_shows_the_card_of_one(tsjt, tmp_path):
+    text = tsjt("cities", "los_loop", "--root", tmp_path)
+    assert "# los_loop: loop detectors of Los Angeles" in text
+    assert "| `speed.csv` | a column a sensor id, a row a step | `7b732d86" in text
+    assert "there is no city 'los-loop'; did you mean 'los_loop'" in tsjt("cities", "los-loop", code=2)
+
+
+def test_cities_verifies_what_is_present(tsjt, tmp_path):
+    assert "demo/riverton riverton.npz as on the card" in tsjt("cities", "--verify", "--root", tmp_path)
+    (tmp_path / "pems08").mkdir()
+    (tmp_path / "pems08" / "distance.csv").write_text("from,to,cost")
+    text = tsjt("cities", "--verify", "--root", tmp_path, code=1)
+    assert "pems08 pems08.npz missing" in text
+    assert "pems08 distance.csv differs from the card" in text
+    assert "demo/riverton" not in tsjt("cities", "pems08", "--verify", "--root", tmp_path, code=1)
+    assert "None of these cities is present" in tsjt("cities", "pems04", "--verify", "--root", tmp_path, code=1)
+
+
 def test_doctor_says_that_all_is_well(tsjt):
     text = tsjt("doctor")
     assert importlib.metadata.version("torch") in text
