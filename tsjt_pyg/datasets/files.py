@@ -107,7 +107,7 @@ def read_csv(
     """
     dtypes = dict.fromkeys(text, str)
     try:
-        width = _check_rectangular(path)
+        width = _check_rectangular(path, header)
         if names is not None and width != len(names):
             raise ValueError(f"it has no header, so expected {len(names)} columns ({', '.join(names)}), found {width}")
         table = pd.read_csv(path, header=0 if header else None, names=None if names is None else [*names], dtype=dtypes)
@@ -134,10 +134,16 @@ def read_csv(
     return table
 
 
-def _check_rectangular(path: Path) -> int:
-    """The number of fields in every line; refuses short ones, which pandas fills up with NaN, and long ones."""
+def _check_rectangular(path: Path, header: bool) -> int:
+    """The number of fields in every line; refuses short ones, which pandas fills up with NaN, long ones, whose first
+    field it takes for an index, and a column named twice, which it renames."""
     with path.open(encoding="utf-8") as lines:
-        fields = _count_fields(next(lines, ""))
+        first = next(lines, "")
+        fields = _count_fields(first)
+        names = next(csv.reader([first]), []) if header else []
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
+        if twice:
+            raise ValueError(f"column {twice[0]!r} occurs more than once")
         for number, line in enumerate(lines, start=2):
             if line.strip() and _count_fields(line) != fields:
                 raise ValueError(f"line {number} has {_count_fields(line)} fields, the first line {fields}")
