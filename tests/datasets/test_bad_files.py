@@ -255,6 +255,8 @@ BAD: list[tuple[Callable[[Path], Path], Change, str]] = [
         "node '773869' has more than one row at 2012-03",
     ),
     (write_of_libcity, swap("METR_LA.dyna", "2012-03-01T00:05:00Z", "noon"), "column 'time', line 3: found 'noon'"),
+    (write_of_libcity, swap("METR_LA.dyna", "T00:05:00Z", "T00:05:00+09:00"), "column 'time'"),
+    (write_of_libcity, swap("METR_LA.rel", "cost", "cost,w"), "line 2 has 5 fields, the first line 6"),
     (write_of_libcity, swap("METR_LA.dyna", "T00:05:00Z", "T00:06:00Z"), "no multiple of the interval"),
     (
         write_of_libcity,

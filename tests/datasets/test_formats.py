@@ -338,10 +338,9 @@ def test_libcity_rows_that_are_left_out_are_missing(tmp_path):
 def test_libcity_weights_and_channels_as_the_config_says(tmp_path):
     folder = write_libcity(tmp_path)
     path = folder / "METR_LA.dyna"
-    pd.read_csv(path).assign(flow=0.0, extra="x").to_csv(path, index=False)
-    path.write_text(path.read_text().replace(",x", ",1"))
+    pd.read_csv(path).assign(flow=0.0, extra="words").to_csv(path, index=False)  # not in data_col, so it may hold text
     rel = folder / "METR_LA.rel"
-    pd.read_csv(rel).assign(link_weight=[0.5, 1]).to_csv(rel, index=False)
+    pd.read_csv(rel).assign(link_weight=[0.5, 1], road=["I 5", None]).to_csv(rel, index=False)
     info = {"data_col": ["traffic_speed", "flow"], "weight_col": "link_weight", "time_intervals": 300}
     (folder / "config.json").write_text(json.dumps({"info": info}))
     city = read_libcity(folder, units=["mph", "veh"])

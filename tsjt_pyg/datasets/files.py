@@ -91,7 +91,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_csv(
-    path: Path, *columns: str, header: bool = True, text: Sequence[str] = (), names: Sequence[str] | None = None
+    path: Path,
+    *columns: str,
+    header: bool = True,
+    text: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A CSV file of numbers.
 
@@ -101,6 +106,7 @@ def read_csv(
         header: Whether the first line names the columns.
         text: Columns whose fields stay text, ids for example; none of these fields may be empty.
         names: Names of the columns of a file without a header.
+        only: Columns to read, where they are there; the others may hold anything. Default: all.
 
     Raises:
         ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
@@ -110,12 +116,19 @@ def read_csv(
         width = _check_rectangular(path, header)
         if names is not None and width != len(names):
             raise ValueError(f"it has no header, so expected {len(names)} columns ({', '.join(names)}), found {width}")
-        table = pd.read_csv(path, header=0 if header else None, names=None if names is None else [*names], dtype=dtypes)
+        table = pd.read_csv(
+            path,
+            header=0 if header else None,
+            names=None if names is None else [*names],
+            dtype=dtypes,
+            usecols=None if only is None else lambda column: column in only,
+        )
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
     absent = [column for column in columns if column not in table.columns]
     if absent:
-        raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
+        found = [*table.columns] if only is None else csv_header(path)
+        raise ValueError(f"{path}: column {absent[0]!r} is absent, found {found}")
     if table.empty:
         raise ValueError(f"{path}: found a header and no rows")
     for column in table.columns:
@@ -132,6 +145,12 @@ def read_csv(
                 f"{path}: column {column!r}, line {line}: found {table[column].iloc[row]!r}, expected a number"
             )
     return table
+
+
+def csv_header(path: Path) -> list[str]:
+    """The names in the first line of a CSV file."""
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        return next(csv.reader([next(lines, "").rstrip("\r\n")]), [])
 
 
 def _check_rectangular(path: Path, header: bool) -> int:
