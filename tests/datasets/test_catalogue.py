@@ -77,6 +77,32 @@ def test_default_sources_are_the_present_others_of_the_group(tmp_path):
     assert default_sources("pems04", tmp_path) == ["los_loop", "pems08"]
 
 
+@pytest.mark.parametrize(
+    ("target", "sources"),
+    [
+        ("los_loop", ["pems08", "stgfsl_pems_bay"]),
+        ("metr_la", ["pems08", "stgfsl_pems_bay"]),
+        ("stgfsl_pems_bay", ["los_loop", "metr_la", "pems08"]),
+        ("largest_sd", ["largest_gba"]),
+        ("largest_gba", ["largest_sd"]),
+    ],
+)
+def test_a_city_with_the_targets_sensors_is_no_default_source(tmp_path, target, sources):
+    """It would show the target's readings of the days to be forecast."""
+    for name in ("los_loop", "metr_la", "pems08", "stgfsl_pems_bay", "largest_sd", "largest_gba", "largest_ca"):
+        (tmp_path / name).mkdir()
+    assert default_sources(target, tmp_path) == sources
+
+
+def test_libcity_folders_are_listed(tmp_path):
+    (tmp_path / "libcity" / "LOOP_SEATTLE").mkdir(parents=True)
+    (tmp_path / "libcity" / "readme.txt").touch()
+    entries = [entry for entry in list_cities(tmp_path) if entry.group == "libcity"]
+    assert [(entry.name, entry.present) for entry in entries] == [("libcity/LOOP_SEATTLE", True)]
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*libcity/X; the card datasets/libcity\.md"):
+        load_city("libcity/X", root=tmp_path)
+
+
 @pytest.mark.parametrize("target", ["jonas_nyc", "nowhere", "mine.npz"])
 def test_no_default_sources(tmp_path, target):
     (tmp_path / "jonas_nyc").mkdir()
@@ -87,7 +113,10 @@ def test_no_default_sources(tmp_path, target):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pems8", "city: there is no city 'pems8'; did you mean 'pems08'. Known are .*los_loop, pems04.*npz"),
+        (
+            "pems8",
+            "city: there is no city 'pems8'; did you mean 'pems08'. Known are .*los_loop, .*libcity/<folder>.*npz",
+        ),
         ("los-loop", "did you mean 'los_loop'"),
         ("demo/", "there is no city 'demo/'"),
         ("Atlantis", r"there is no city 'Atlantis'\. Known are "),

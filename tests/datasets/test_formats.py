@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
-import warnings
-from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from format_files import (
+    IDS,
+    MATRIX,
+    speeds,
+    to_hdf,
+    write_largest,
+    write_libcity,
+    write_metr_la,
+    write_pems03,
+)
 
 from tsjt_pyg.data import City
 from tsjt_pyg.datasets import load_city
@@ -20,8 +27,6 @@ from tsjt_pyg.datasets.grid import read_grid
 from tsjt_pyg.datasets.largest import read_largest
 from tsjt_pyg.datasets.libcity import read_libcity
 from tsjt_pyg.datasets.stgfsl import read_stgfsl
-
-IDS = ["773869", "767541", "717447", "717446"]
 
 
 def by_id(city: City) -> dict[str, list[float]]:
@@ -41,39 +46,7 @@ def places(city: City) -> dict[str, list[float]]:
     return dict(zip(city.node_ids, city.pos.tolist(), strict=True))
 
 
-def speeds(ids: list[Any], steps: int = 6, freq: str = "5min", start: str = "2012-03-01") -> pd.DataFrame:
-    """Readings that are all different, so that a wrong one cannot go unseen."""
-    values = 1 + np.arange(steps)[:, None] + 100.0 * np.arange(len(ids))
-    return pd.DataFrame(values, index=pd.date_range(start, periods=steps, freq=freq), columns=ids)
-
-
-def to_hdf(frame: pd.DataFrame, path: Path, key: str = "df") -> None:
-    pytest.importorskip("tables")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frame.to_hdf(path, key=key, mode="w")
-
-
 # --- METR-LA, PEMS-BAY
-
-MATRIX = np.array([[1, 0.5, 0, 0], [0.25, 1, 0.75, 0], [0, 0, 1, 0.125], [0, 0, 0, 1]], dtype=np.float32)
-
-
-def write_metr_la(root: Path, ids: list[str] = IDS, matrix_ids: list[str] = IDS) -> Path:
-    folder = root / "metr_la"
-    folder.mkdir()
-    to_hdf(speeds(IDS)[ids], folder / "metr-la.h5")
-    order = [IDS.index(node) for node in matrix_ids]
-    content = [matrix_ids, {node: i for i, node in enumerate(matrix_ids)}, MATRIX[np.ix_(order, order)]]
-    (folder / "adj_mx.pkl").write_bytes(pickle.dumps(content, 2))
-    table = {
-        "index": range(4),
-        "sensor_id": IDS[::-1],
-        "latitude": [34.4, 34.3, 34.2, 34.1],
-        "longitude": [-118.4, -118.3, -118.2, -118.1],
-    }
-    pd.DataFrame(table).to_csv(folder / "graph_sensor_locations.csv", index=False)
-    return folder
 
 
 def test_metr_la(tmp_path):
@@ -202,18 +175,6 @@ def test_one_node(tmp_path, caplog):
 # --- PEMS03, PEMS07
 
 
-def write_pems03(root: Path) -> Path:
-    folder = root / "pems03"
-    folder.mkdir()
-    data = np.arange(1, 13, dtype=np.float64).reshape(4, 3, 1)
-    data[1, 1] = 0
-    np.savez_compressed(folder / "PEMS03.npz", data=data)
-    (folder / "PEMS03.txt").write_text("313344\n313349\n313788\n")
-    rows = {"from": [313788, 313349, 318566], "to": [313349, 313344, 313344], "distance": [2.0, 1.0, 0.5]}
-    pd.DataFrame(rows).to_csv(folder / "PEMS03.csv", index=False)
-    return folder
-
-
 def test_pems03_has_flow_only_and_sensor_ids(tmp_path, caplog):
     write_pems03(tmp_path)
     with caplog.at_level("INFO"):
@@ -294,33 +255,6 @@ def test_tgcn_by_the_names_of_its_release(tmp_path, name, prefix, interval):
 # --- LargeST
 
 
-def write_largest(root: Path, name: str = "largest_sd") -> Path:
-    """Five sensors of three districts; the columns of the flows and the lines of the meta table are shuffled."""
-    folder = root / name
-    folder.mkdir()
-    ids = [1114091, 401001, 1118333, 715918, 801230]
-    frame = speeds([str(node) for node in ids], start="2019-01-01", steps=12)
-    frame.iloc[1, 0], frame.iloc[2, 0] = np.nan, 0.0
-    to_hdf(frame.iloc[:, [3, 2, 0, 4, 1]], folder / "ca_his_raw_2019.h5", key="t")
-    meta = pd.DataFrame(
-        {
-            "ID": ids,
-            "Lat": [32.0, 37.0, 32.1, 34.0, 33.9],
-            "Lng": [-117.0, -122.0, -117.1, -118.0, -117.5],
-            "District": [11, 4, 11, 7, 8],
-            "County": ["San Diego", "Alameda", "San Diego", "Los Angeles", "Riverside"],
-            "Fwy": ["I5-N", "I880-S", "I5-S", "US101-N", "SR91-E"],
-            "Lane": [4, 3, 4, 5, 3],
-            "Type": ["Mainline"] * 5,
-            "Direction": list("NSSNE"),
-            "ID2": [0, 1, 2, 3, 4],
-        }
-    )
-    meta.iloc[[4, 2, 0, 3, 1]].to_csv(folder / "ca_meta.csv", index=False)
-    np.save(folder / "ca_rn_adj.npy", np.arange(25, dtype=np.float32).reshape(5, 5) / 25)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("region", "ids"),
     [
@@ -378,33 +312,6 @@ def test_largest_with_files_of_the_region_alone(tmp_path):
 # --- LibCity
 
 
-def write_libcity(root: Path, name: str = "METR_LA", shuffle: int | None = None) -> Path:
-    folder = root / name
-    folder.mkdir(parents=True)
-    frame = speeds(["773869", "767541"])
-    frame.iloc[1, 0] = 0
-    long = frame.rename_axis("time").reset_index().melt("time", var_name="entity_id", value_name="traffic_speed")
-    long["time"] = long["time"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    long.insert(0, "type", "state")
-    long.insert(0, "dyna_id", range(len(long)))
-    long = long[["dyna_id", "type", "time", "entity_id", "traffic_speed"]]
-    if shuffle is not None:
-        long = long.sample(frac=1, random_state=shuffle)
-    long.to_csv(folder / f"{name}.dyna", index=False)
-    geo = {"geo_id": [767541, 773869], "type": "Point", "coordinates": ["[-118.2, 34.2]", "[-118.1, 34.1]"]}
-    pd.DataFrame(geo).to_csv(folder / f"{name}.geo", index=False)
-    rel = {
-        "rel_id": [0, 1],
-        "type": "geo",
-        "origin_id": [773869, 5],
-        "destination_id": [767541, 773869],
-        "cost": [9.0, 1],
-    }
-    pd.DataFrame(rel).to_csv(folder / f"{name}.rel", index=False)
-    (folder / "config.json").write_text(json.dumps({"dyna": {"including_types": ["state"]}}))
-    return folder
-
-
 @pytest.mark.parametrize("shuffle", [None, 0, 1])
 def test_libcity(tmp_path, shuffle):
     write_libcity(tmp_path / "libcity", shuffle=shuffle)
@@ -431,10 +338,9 @@ def test_libcity_rows_that_are_left_out_are_missing(tmp_path):
 def test_libcity_weights_and_channels_as_the_config_says(tmp_path):
     folder = write_libcity(tmp_path)
     path = folder / "METR_LA.dyna"
-    pd.read_csv(path).assign(flow=0.0, extra="x").to_csv(path, index=False)
-    path.write_text(path.read_text().replace(",x", ",1"))
+    pd.read_csv(path).assign(flow=0.0, extra="words").to_csv(path, index=False)  # not in data_col, so it may hold text
     rel = folder / "METR_LA.rel"
-    pd.read_csv(rel).assign(link_weight=[0.5, 1]).to_csv(rel, index=False)
+    pd.read_csv(rel).assign(link_weight=[0.5, 1], road=["I 5", None]).to_csv(rel, index=False)
     info = {"data_col": ["traffic_speed", "flow"], "weight_col": "link_weight", "time_intervals": 300}
     (folder / "config.json").write_text(json.dumps({"info": info}))
     city = read_libcity(folder, units=["mph", "veh"])

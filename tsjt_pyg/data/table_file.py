@@ -149,7 +149,11 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def read_text(
-    path: Path, text: Collection[str] = (), header: bool = True, names: Sequence[str] | None = None
+    path: Path,
+    text: Collection[str] = (),
+    header: bool = True,
+    names: Sequence[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """A rectangular CSV file; fields are separated by what separates the first line: comma, semicolon or tab.
 
@@ -158,6 +162,7 @@ def read_text(
         text: Columns kept as text (in lower case).
         header: Whether the first line names the columns.
         names: Names of the columns of a file without a header.
+        only: The columns to read, of which others may be absent. Default: all.
 
     Raises:
         ValueError: If it is empty, ragged, no UTF-8, names a column twice, or has not as many columns as ``names``.
@@ -175,6 +180,7 @@ def read_text(
             names=None if names is None else list(names),
             encoding="utf-8-sig",
             skipinitialspace=True,
+            usecols=None if only is None else lambda column: str(column).strip() in only,
             dtype={i: str for i, name in enumerate(columns) if name.lower() in text},
             low_memory=False,
         )

@@ -1,9 +1,17 @@
 """Named cities and file formats."""
 
 from .catalogue import CityEntry, default_sources, list_cities, load_city
+from .dcrnn import read_dcrnn
+from .grid import read_grid
+from .jonas import read_jonas
+from .largest import read_largest
+from .libcity import read_libcity
 from .named import PEMS04, PEMS08, JonasDC, JonasNYC, LosLoop
+from .pems import read_pems
 from .pyg import CityDataset
+from .stgfsl import read_stgfsl
 from .task import Task, load_task
+from .tgcn import read_tgcn
 
 __all__ = [
     "PEMS04",
@@ -18,4 +26,12 @@ __all__ = [
     "list_cities",
     "load_city",
     "load_task",
+    "read_dcrnn",
+    "read_grid",
+    "read_jonas",
+    "read_largest",
+    "read_libcity",
+    "read_pems",
+    "read_stgfsl",
+    "read_tgcn",
 ]

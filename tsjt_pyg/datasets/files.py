@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -91,7 +92,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_csv(
-    path: Path, *columns: str, header: bool = True, text: Sequence[str] = (), names: Sequence[str] | None = None
+    path: Path,
+    *columns: str,
+    header: bool = True,
+    text: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A CSV file of numbers.
 
@@ -101,14 +107,16 @@ def read_csv(
         header: Whether the first line names the columns.
         text: Columns whose fields stay text, ids for example; none of these fields may be empty.
         names: Names of the columns of a file without a header.
+        only: Columns to read, where they are there; the others may hold anything. Default: all.
 
     Raises:
         ValueError: If it is ragged, empty, holds text or lacks a column; the message names the column and line.
     """
-    table = read_text(path, {name.lower() for name in text}, header, names)
+    table = read_text(path, {name.lower() for name in text}, header, names, only)
     absent = [column for column in columns if column not in table.columns]
     if absent:
-        raise ValueError(f"{path}: column {absent[0]!r} is absent, found {[*table.columns]}")
+        found = [*table.columns] if only is None else csv_header(path)
+        raise ValueError(f"{path}: column {absent[0]!r} is absent, found {found}")
     if table.empty:
         raise ValueError(f"{path}: found a header and no rows")
     checked = Table(table, str(path), lambda row: f"line {line_of(path, row, header)}")
@@ -118,3 +126,9 @@ def read_csv(
         elif table[column].dtype.kind not in "fiu":
             table[column] = checked.numbers(column)
     return table
+
+
+def csv_header(path: Path) -> list[str]:
+    """The names in the first line of a CSV file."""
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        return next(csv.reader([next(lines, "").rstrip("\r\n")]), [])

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .join import node_id
 
-_ROWS = 4096
+_ROWS = 1024
 """Rows that are read at a time."""
 
 

@@ -70,10 +70,8 @@ def read_largest(folder: Path, name: str, year: int = 2019, interval: str | pd.T
 
 
 def _meta(path: Path) -> pd.DataFrame:
-    words = ("ID", "County", "Fwy", "Type", "Direction")
-    with path.open(encoding="utf-8-sig") as lines:
-        there = next(lines, "").strip().split(",")
-    meta = read_csv(path, "ID", "Lat", "Lng", "District", text=[word for word in words if word in there])
+    needed = ("ID", "Lat", "Lng", "District")
+    meta = read_csv(path, *needed, text=("ID",), only=(*needed, "ID2"))
     meta["ID"] = checked_ids(list(meta["ID"]), len(meta), path)
     return meta
 

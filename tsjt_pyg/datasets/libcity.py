@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..data import City
 from ..data.graph import Edges, edges_from_adjacency, edges_from_positions
-from .files import existing, present, read_csv, read_json
+from .files import csv_header, existing, present, read_csv, read_json
 from .grid import king_edges
 from .join import edges_by_distance, edges_by_id, node_id, noted, on_regular_grid, positions_by_id
 
@@ -119,42 +119,59 @@ def _stem(folder: Path, info: dict[str, Any]) -> str:
 def _readings(path: Path, data_col: Any) -> tuple[np.ndarray, list[str], list[str], pd.DatetimeIndex]:
     """Values ``[T, N, C]`` of the times that occur, nodes in the order in which they occur."""
     keys = ("row_id", "column_id") if path.suffix == ".grid" else ("entity_id",)
-    table = read_csv(path, "time", *keys, text=("type", "time", *keys))
+    there = csv_header(path)
     listed = [data_col] if isinstance(data_col, str) and data_col else data_col
-    channels = list(listed) if isinstance(listed, list) and listed else [c for c in table.columns if c not in _KEYS]
-    absent = [channel for channel in channels if channel not in table.columns]
+    channels = list(listed) if isinstance(listed, list) and listed else [c for c in there if c not in _KEYS]
+    absent = [channel for channel in channels if channel not in there]
     if absent or not channels:
-        raise ValueError(f"{path}: channel {absent[0] if absent else '(any)'!r} is absent, found {[*table.columns]}")
-    entities = table[list(keys)].map(node_id).agg("-".join, axis=1) if len(keys) > 1 else table[keys[0]].map(node_id)
-    times = pd.to_datetime(table["time"].str.removesuffix("Z"), errors="coerce", format="ISO8601")
-    if times.isna().any():
-        row = int(times.isna().to_numpy().argmax())
-        raise ValueError(
-            f"{path}: column 'time', line {row + 2}: found {table['time'].iloc[row]!r}, expected a time as "
-            "2012-03-01T00:00:00Z"
-        )
-    if times.dt.tz is not None:
-        raise ValueError(f"{path}: column 'time': times have offsets; bring them as local time, 2012-03-01T00:00:00Z")
-    step, index = pd.factorize(times, sort=True)
-    node, node_ids = pd.factorize(entities)
+        raise ValueError(f"{path}: channel {absent[0] if absent else '(any)'!r} is absent, found {there}")
+    table = read_csv(path, "time", *keys, text=("time", *keys), only=("time", *keys, *channels))
+    # Texts repeat millions of times: each is understood once.
+    moment, texts = pd.factorize(table["time"])
+    times = _times(pd.Series(texts), moment, path)
+    sorted_step, index = pd.factorize(times, sort=True)
+    names = table[keys[0]] if len(keys) == 1 else table[keys[0]] + "-" + table[keys[1]]
+    entity, spelled = pd.factorize(names)
+    ids = ["-".join(map(node_id, text.split("-"))) if len(keys) > 1 else node_id(text) for text in spelled]
+    if len(keys) > 1 and not all(part.isdigit() for node in ids for part in node.split("-")):
+        raise ValueError(f"{path}: columns 'row_id' and 'column_id': expected whole numbers from 0")
+    place, node_ids = pd.factorize(np.array(ids, dtype=object))
+    step, node = sorted_step[moment], place[entity]
     cell = step * len(node_ids) + node
     order = np.argsort(cell, kind="stable")
     again = np.flatnonzero(np.diff(cell[order]) == 0)
     if len(again):
         row = int(order[again[0] + 1])
         raise ValueError(
-            f"{path}: line {row + 2}: node {entities.iloc[row]!r} has more than one row at {times.iloc[row]}; keep one"
+            f"{path}: line {row + 2}: node {node_ids[node[row]]!r} has more than one row at {index[step[row]]}"
         )
     values = np.full((len(index), len(node_ids), len(channels)), np.nan, dtype=np.float32)
     values[step, node] = table[channels].to_numpy(dtype=np.float32)
     return values, [str(node) for node in node_ids], [str(c) for c in channels], pd.DatetimeIndex(index)
 
 
+def _times(texts: pd.Series, moment: np.ndarray, path: Path) -> pd.Series:
+    """Clock times: ``Z`` is dropped, another offset refused."""
+    try:
+        times = pd.to_datetime(texts.str.removesuffix("Z"), errors="coerce", format="ISO8601")
+    except ValueError:  # offsets that differ
+        times = pd.Series(pd.DatetimeIndex([], tz="UTC"))
+    if times.dt.tz is not None:
+        raise ValueError(f"{path}: column 'time': its times have offsets; bring local time, as 2012-03-01T00:00:00Z")
+    bad = times.isna().to_numpy()
+    if bad.any():
+        row = int(bad[moment].argmax())
+        raise ValueError(
+            f"{path}: column 'time', line {row + 2}: found {texts[moment[row]]!r}, expected a time as "
+            "2012-03-01T00:00:00Z"
+        )
+    return times
+
+
 def _nodes(path: Path) -> pd.DataFrame:
     """Ids and positions (the mean of a node's coordinates; NaN where it has none)."""
-    with path.open(encoding="utf-8-sig") as lines:
-        there = next(lines, "").strip().split(",")
-    table = read_csv(path, "geo_id", text=[column for column in there if column not in ("row_id", "column_id")])
+    columns = ("geo_id", "coordinates", "row_id", "column_id")
+    table = read_csv(path, "geo_id", text=("geo_id", "coordinates"), only=columns)
     ids = table["geo_id"]
     if {"row_id", "column_id"} <= set(table.columns):
         ids = table["row_id"].map(node_id) + "-" + table["column_id"].map(node_id)
@@ -177,14 +194,19 @@ def _middle(text: str, path: Path, line: int) -> tuple[float, float]:
 
 
 def _roads(path: Path, node_ids: list[str], info: dict[str, Any]) -> Edges:
-    table = read_csv(path, "origin_id", "destination_id", text=("type", "origin_id", "destination_id"))
-    weights = [c for c in table.columns if c not in ("rel_id", "type", "origin_id", "destination_id")]
+    ends_of = ("origin_id", "destination_id")
+    there = csv_header(path)
+    absent = [column for column in ends_of if column not in there]
+    if absent:
+        raise ValueError(f"{path}: column {absent[0]!r} is absent, found {there}")
+    weights = [c for c in there if c not in ("rel_id", "type", *ends_of)]
     said = _first(info.get("weight_col"), "")
     if said and said not in weights:
-        raise ValueError(f"{path}: column {said!r} (weight_col of config.json) is absent, found {[*table.columns]}")
+        raise ValueError(f"{path}: column {said!r} (weight_col of config.json) is absent, found {there}")
     if not said and len(weights) > 1:
         raise ValueError(f"{path}: it has the columns {weights}; say in config.json which one is info.weight_col")
     column = said or (weights[0] if weights else None)
+    table = read_csv(path, *ends_of, text=ends_of, only=(*ends_of, *([column] if column else [])))
     ends = {"from": table["origin_id"].map(node_id), "to": table["destination_id"].map(node_id)}
     if column in _DISTANCES:
         epsilon = info.get("weight_adj_epsilon", 0.1) if info.get("calculate_weight_adj") else 0.0
