@@ -71,8 +71,10 @@ def test_rows_come_in_any_order_and_steps_may_be_left_out(steps):
 
 @pytest.mark.parametrize(
     ("spelled", "node"),
-    [(773869, "773869"), (b"773869", "773869"), ("773869.0", "773869"), (773869.0, "773869"), (np.int64(5), "5")]
-    + [(" a ", "a"), ("1.5", "1.5"), ("a.0", "a.0"), ("007", "007")],
+    [
+        *((spelled, "773869") for spelled in (773869, b"773869", "773869.0", 773869.0, " 773869", np.int64(773869))),
+        *((other, other) for other in ("1.5", "a.0", "007")),
+    ],
 )
 def test_ids_are_the_same_however_they_are_spelled(spelled, node):
     assert node_id(spelled) == node
