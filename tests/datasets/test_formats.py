@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +22,6 @@ from format_files import (
 from tsjt_pyg.data import City
 from tsjt_pyg.datasets import load_city
 from tsjt_pyg.datasets.dcrnn import read_dcrnn
-from tsjt_pyg.datasets.grid import read_grid
 from tsjt_pyg.datasets.largest import read_largest
 from tsjt_pyg.datasets.libcity import read_libcity
 from tsjt_pyg.datasets.stgfsl import read_stgfsl
@@ -129,6 +127,17 @@ def test_sensor_ids_limit_the_sensors(tmp_path, caplog):
     assert city.node_ids == ("773869", "717447")
     assert "1 of the 3 sensors in" in caplog.text
     assert "have no column here: ['1']" in caplog.text
+
+
+def test_the_width_of_the_kernel_may_be_given(tmp_path):
+    """Distances of neighbours only, which are much alike: DCRNN's width would leave no road."""
+    folder = write_metr_la(tmp_path)
+    (folder / "adj_mx.pkl").unlink()
+    (folder / "distances.csv").write_text("from,to,cost\n773869,767541,500\n767541,717447,510\n")
+    with pytest.raises(ValueError, match=r"distances\.csv: sigma: all 2 weights are below the threshold 0.1"):
+        read_dcrnn(folder, "metr_la")
+    city = read_dcrnn(folder, "metr_la", sigma=500)
+    assert roads(city)["773869", "767541"] == pytest.approx(np.exp(-1))
 
 
 # --- missing on either side
@@ -386,39 +395,3 @@ def test_libcity_grid(tmp_path):
     assert by_id(city)["0-0"] == [0, 100, 200]  # a zero is a count
     assert city.num_edges == 12
     assert city.interval == pd.Timedelta("1h")
-
-
-# --- grids
-
-
-@pytest.mark.parametrize("kind", ["npz", "npy", "h5"])
-@pytest.mark.parametrize("axes", ["THWC", "TCHW"])
-def test_grid(tmp_path, kind, axes):
-    values = np.arange(5 * 2 * 3 * 2, dtype=np.float32).reshape(5, 2, 3, 2)
-    values[1, 0, 0, 0] = np.nan
-    stored = values.transpose(["THWC".index(letter) for letter in axes])
-    path = tmp_path / f"bike.{kind}"
-    if kind == "npz":
-        np.savez(path, data=stored)
-    elif kind == "npy":
-        np.save(path, stored)
-    else:
-        with h5py.File(path, "w") as file:
-            file["data"] = stored
-    land = np.array([[True, True, True], [True, False, True]])
-    city = read_grid(path, axes=axes, mask=land, channels=["in", "out"], interval="30min", start="2015-01-01")
-    assert city.node_ids == ("0-0", "0-1", "0-2", "1-0", "1-2")
-    np.testing.assert_array_equal(city.readings[:, 4].numpy(), values[:, 1, 2])
-    assert not city.mask[1, 0, 0].item()
-    assert city.mask.sum() == city.mask.numel() - 1
-    assert city.mask[0, 0, 0].item()  # a zero is a true zero
-    assert roads(city)["0-1", "1-2"] == 1
-    assert city.num_edges == 12
-    assert city.steps_per_day == 48
-
-
-def test_grid_with_the_mask_and_one_channel_in_the_file(tmp_path):
-    path = tmp_path / "bike.npz"
-    np.savez(path, demand=np.ones((4, 2, 2)), sea=np.array([[0, 1]]))
-    city = read_grid(path, array="demand", mask="sea", axes="THW")
-    assert city.node_ids == ("0-0", "1-0", "1-1")

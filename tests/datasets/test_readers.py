@@ -202,7 +202,7 @@ DC = JONAS_FILES["jonas_dc"][0]
         (
             write_pems,
             edit("distance.csv", "from,to,cost\n,1,3\n"),
-            r"distance\.csv: column 'from', line 2: this field is empty",
+            r"distance\.csv: column 'from', line 2: found nothing, expected an id",
         ),
         (write_jonas, rearrange(DC, taxi=np.ones(3), bike=np.ones(3)), "array 'mask' is absent"),
         (

@@ -170,7 +170,9 @@ def read_text(
     try:
         separator, first = _check_rectangular(path)
         if names is not None and len(names) != len(first):
-            raise ValueError(f"it has no header, so expected {len(names)} columns ({', '.join(names)})")
+            raise ValueError(
+                f"it has no header, so expected {len(names)} columns ({', '.join(names)}), found {len(first)}"
+            )
         columns = [name.strip() for name in first] if header else list(names or ())
         _check_once([name for name in columns if name], str(path))
         table = pd.read_csv(

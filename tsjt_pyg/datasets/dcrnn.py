@@ -37,7 +37,7 @@ _FILES = {
 }
 
 
-def read_dcrnn(folder: Path, name: str) -> City:
+def read_dcrnn(folder: Path, name: str, sigma: float | None = None) -> City:
     """Loop detectors every 5 minutes: speed (mph); a zero is a missing reading.
 
     Files: ``metr-la.h5`` / ``pems-bay.h5`` (a column a sensor id), and the roads as ``adj_mx*.pkl`` (a pickle of
@@ -50,6 +50,7 @@ def read_dcrnn(folder: Path, name: str) -> City:
     Args:
         folder: Where the files lie.
         name: ``"metr_la"`` or ``"pems_bay"``.
+        sigma: Metres; of no account where there is a pickle. Default: the standard deviation of the distances.
 
     Raises:
         FileNotFoundError: If readings or roads are missing.
@@ -69,7 +70,7 @@ def read_dcrnn(folder: Path, name: str) -> City:
         )
     speed, start, interval = on_regular_grid(table.values, table.times, path)
     speed[speed == 0] = np.nan
-    edges = _roads(folder, name, table.columns)
+    edges = _roads(folder, name, table.columns, sigma)
     about: dict = {}
     places = present(folder, *files["places"], *(f"sensor_graph/{file}" for file in files["places"]))
     if places is not None:
@@ -90,7 +91,7 @@ def read_dcrnn(folder: Path, name: str) -> City:
     return noted(city, path)
 
 
-def _roads(folder: Path, name: str, node_ids: list[str]) -> Edges:
+def _roads(folder: Path, name: str, node_ids: list[str], sigma: float | None) -> Edges:
     matrices, distances = _FILES[name]["matrix"], _FILES[name]["distances"]
     pickled = present(folder, *matrices, *(f"sensor_graph/{file}" for file in matrices))
     if pickled is not None:
@@ -101,10 +102,12 @@ def _roads(folder: Path, name: str, node_ids: list[str]) -> Edges:
         table = read_csv(path, "from", "to", "cost", text=("from", "to"))
     else:
         table = read_csv(path, header=False, names=("from", "to", "cost"), text=("from", "to"))
-    known = set(node_ids)
-    among = table[table["from"].map(node_id).isin(known) & table["to"].map(node_id).isin(known)]
-    sigma = float(among["cost"].std(ddof=0)) if len(among) else 0.0
-    return edges_by_distance(table, node_ids, path, sigma if sigma > 0 else None, threshold=0.1)
+    if sigma is None:
+        known = set(node_ids)
+        among = table[table["from"].map(node_id).isin(known) & table["to"].map(node_id).isin(known)]
+        sigma = float(among["cost"].std(ddof=0)) if len(among) else 0.0
+        sigma = sigma if sigma > 0 else None  # one distance, or all the same
+    return edges_by_distance(table, node_ids, path, sigma, threshold=0.1)
 
 
 def _pickled_roads(path: Path, node_ids: list[str]) -> Edges:
