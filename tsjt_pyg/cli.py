@@ -173,7 +173,7 @@ def _list(entries: list[CityEntry]) -> None:
     for entry in entries:
         card, folder = read_card(entry.name), city_folder(entry)
         absent = missing_files(card, folder) if entry.present and folder is not None else []
-        size = sum(f.stat().st_size for file in card.files if folder and (f := folder / file.name).is_file())
+        size = sum(path.stat().st_size for file in card.files if folder for path in file.paths(folder))
         table.add_row(
             entry.name,
             entry.group,

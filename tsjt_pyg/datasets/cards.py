@@ -8,15 +8,17 @@ file::
     | `speed.csv` | a column a sensor id, a row a step | `7b73…` |
     | `LICENSE` | optional: the terms | not known |
 
-A row whose second cell begins with ``optional`` is not needed to read the city. A fourth cell may hold the URL that the
-file may be downloaded from; only a file whose checksum is known has one.
+One of ``a`` and ``b`` is enough where the first cell says ``a (or b)``, where the row of ``b`` begins with ``or``, or
+where its second cell begins with ``instead of``. A row whose second cell begins with ``optional`` or ``may be absent``
+is not needed to read the city. A fourth cell may hold the URL that the file may be downloaded from; only a file whose
+checksum is known has one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 State = Literal["as on the card", "missing", "differs from the card", "present, checksum not on the card"]
 DIFFERS: State = "differs from the card"
 
-_ROW = re.compile(r"^\|\s*`(?P<name>[^`]+)`\s*\|(?P<cells>.*)\|\s*$", flags=re.MULTILINE)
+_ROW = re.compile(r"^\|(?P<names>[^|]*`[^|]+`[^|]*)\|(?P<cells>.*)\|\s*$", flags=re.MULTILINE)
+_LIBCITY = "libcity/"
 _SHA256 = re.compile(r"`([0-9a-f]{64})`")
 _URL = re.compile(r"https://[^\s|>`)]+")
 
@@ -42,6 +45,7 @@ class CardFile:
         sha256: 64 hexadecimal digits, or ``None`` where they are not known.
         url: Where it may be downloaded from, or ``None`` where no lawful, stable place with a known checksum is known.
         optional: Whether the city can be read without it.
+        others: Names of files of which one is enough instead of it.
     """
 
     name: str
@@ -49,6 +53,11 @@ class CardFile:
     sha256: str | None = None
     url: str | None = None
     optional: bool = False
+    others: tuple[str, ...] = ()
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Which of the file and the others are in ``folder``."""
+        return [folder / name for name in (self.name, *self.others) if (folder / name).is_file()]
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Card:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """``(nodes, steps)``, as the card says; several where a part of the data set is common too."""
-        found = re.findall(r"(\d[\d,]*) x (\d[\d,]*)", self.row("Shape", "nodes x steps"))
+        found = re.findall(r"(\d[\d,]*)(?: \([^)]*\))? x (\d[\d,]*)", self.row("Shape", "nodes x steps"))
         return [(int(nodes.replace(",", "")), int(steps.replace(",", ""))) for nodes, steps in found]
 
     @property
@@ -96,23 +105,36 @@ def read_card(name: str) -> Card:
     Raises:
         FileNotFoundError: If there is no card of this name.
     """
-    path = files("tsjt_pyg.datasets.bundled").joinpath(*f"{name}.md".split("/"))
-    if not re.fullmatch(r"(demo/)?\w+", name) or not path.is_file():
-        raise FileNotFoundError(f"card: there is no card datasets/{name}.md")
+    page = "libcity" if name.startswith(_LIBCITY) else name
+    path = files("tsjt_pyg.datasets.bundled").joinpath(*f"{page}.md".split("/"))
+    if not re.fullmatch(r"(demo/)?\w+", page) or not path.is_file():
+        raise FileNotFoundError(f"card: there is no card datasets/{page}.md")
     card = Card(name, path.read_text(encoding="utf-8"), ())
-    return Card(name, card.text, tuple(_card_file(row) for row in _ROW.finditer(card.section("Files"))))
+    table = card.section("Files").replace("<NAME>", name.rpartition("/")[2])
+    found: list[CardFile] = []
+    for row in _ROW.finditer(table):
+        file, instead = _card_file(row)
+        if instead and found:
+            found[-1] = replace(found[-1], others=(*found[-1].others, file.name, *file.others))
+        else:
+            found.append(file)
+    return replace(card, files=tuple(found))
 
 
-def _card_file(row: re.Match[str]) -> CardFile:
+def _card_file(row: re.Match[str]) -> tuple[CardFile, bool]:
+    """The file of a row, and whether it is instead of the one above."""
+    name, *others = re.findall(r"`([^`]+)`", row["names"])
     about = row["cells"].split("|")[0].strip()
     sha256, url = _SHA256.search(row["cells"]), _URL.search(row["cells"])
-    return CardFile(
-        name=row["name"],
+    file = CardFile(
+        name=name,
         about=about,
         sha256=sha256[1] if sha256 else None,
         url=url[0] if url else None,
-        optional=about.startswith("optional"),
+        optional=about.startswith(("optional", "may be absent")),
+        others=tuple(others),
     )
+    return file, row["names"].strip().startswith("or ") or about.startswith("instead of")
 
 
 def city_folder(entry: CityEntry) -> Path | None:
@@ -125,17 +147,17 @@ def city_folder(entry: CityEntry) -> Path | None:
 
 def missing_files(card: Card, folder: Path) -> list[str]:
     """Names of the files that are needed and not in ``folder``."""
-    return [file.name for file in card.files if not file.optional and not (folder / file.name).is_file()]
+    return [file.name for file in card.files if not file.optional and not file.paths(folder)]
 
 
 def where_to_get(card: Card, folder: Path) -> str:
     """One message: which files without a URL are missing, where they come from, and where they belong."""
-    by_hand = [file.name for file in card.files if file.url is None]
-    absent = [name for name in missing_files(card, folder) if name in by_hand]
+    absent = [file for file in card.files if file.url is None and file.name in missing_files(card, folder)]
+    names = ", ".join(" or ".join((file.name, *file.others)) for file in absent)
     return (
-        f"{card.name}: {', '.join(absent)} missing in {folder}, and there is no lawful mirror with a known checksum to "
-        f"download from. Get the files by hand and put them there. Source: {card.source} The card says more: "
-        f"`tsjt cities {card.name}` (datasets/{card.name}.md)"
+        f"{card.name}: {names} missing in {folder}, and there is no lawful mirror with a known checksum to download "
+        f"from. Get the files by hand and put them there. Source: {card.source} The card says more: "
+        f"`tsjt cities {card.name}`"
     )
 
 
@@ -146,13 +168,18 @@ def sha256_of(path: Path) -> str:
 
 
 def verify_files(card: Card, folder: Path) -> dict[str, State]:
-    """What each file of the card is in ``folder``, by name; reads every file that is there."""
-    return {file.name: _state(file, folder / file.name) for file in card.files}
+    """What each file of the card is in ``folder``, by name; reads every file that is there.
 
-
-def _state(file: CardFile, path: Path) -> State:
-    if not path.is_file():
-        return "missing"
-    if file.sha256 is None:
-        return "present, checksum not on the card"
-    return "as on the card" if sha256_of(path) == file.sha256 else DIFFERS
+    Optional files that are absent are left out.
+    """
+    found: dict[str, State] = {}
+    for file in card.files:
+        paths = file.paths(folder)
+        if not paths and not file.optional:
+            found[file.name] = "missing"
+        for path in paths:
+            if file.sha256 is None:
+                found[path.name] = "present, checksum not on the card"
+            else:
+                found[path.name] = "as on the card" if sha256_of(path) == file.sha256 else DIFFERS
+    return found

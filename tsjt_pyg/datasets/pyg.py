@@ -108,8 +108,9 @@ class CityDataset(Dataset):
 
     @property
     def raw_file_names(self) -> list[str]:
-        """The files without which the city cannot be read."""
-        return [file.name for file in self.files if not file.optional]
+        """The files without which the city cannot be read; of several that would do, one that is there."""
+        folder = Path(self.raw_dir)
+        return [next((p.name for p in f.paths(folder)), f.name) for f in self.files if not f.optional]
 
     @property
     def processed_file_names(self) -> list[str]:
@@ -172,8 +173,8 @@ class CityDataset(Dataset):
         found |= {"pre_transform": self._described[0], "pre_filter": self._described[1]}
         if self.pre_filter is not None:  # only then does it matter which windows there are
             found["windows"] = [self.history, self.horizon, self.channels]
-        paths = [Path(self.raw_dir) / file.name for file in self.files]
-        found["files"] = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()]
+        paths = [path for file in self.files for path in file.paths(Path(self.raw_dir))]
+        found["files"] = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
         return found
 
     def _stored(self) -> dict[str, Any] | None:
