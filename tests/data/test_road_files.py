@@ -41,7 +41,19 @@ def test_streets_of_xml_are_the_roads_and_nothing_else(streets, caplog):
     with caplog.at_level(logging.INFO, "tsjt_pyg"):
         roads = roads_from_networkx(read_road_graph(STREETS))
     assert "streets.osm: 1 of 12 roads leave the file's area and end at its edge" in caplog.text
-    assert set(roads.junction_ids) == {"10", "11", "12", "13", "20", "21", "22", "23", "31", "32", "33"}  # 30: no junction
+    assert set(roads.junction_ids) == {
+        "10",
+        "11",
+        "12",
+        "13",
+        "20",
+        "21",
+        "22",
+        "23",
+        "31",
+        "32",
+        "33",
+    }  # 30: no junction
     ids = set(roads.segment_ids)
     assert {"10-20-0", "20-31-0", "33-23-0", "11-11-0"} <= ids
     assert not {"20-10-0", "31-20-0", "23-33-0"} & ids  # one-way streets, of which one goes against its way

@@ -133,7 +133,7 @@ def test_what_was_not_matched_is_listed_with_its_distance(caplog):
     assert found.matched["sensor"].tolist() == ["b"]
     assert repr(found) == (
         "1 of 3 sensors lie within 50 m of a road, on 1 segments; half of them within 0.0 m\n"
-        f"2 are too far: 'c' ({metres[1]:.0f} m), 'a' ({metres[0]:.0f} m)"
+        f"too far: 2: 'c' ({metres[1]:.0f} m), 'a' ({metres[0]:.0f} m)"
     )
     assert repr(found) in caplog.text
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -175,7 +175,10 @@ HERE = (52.005, 4.0)
             lambda: snap_sensors(sensors((-122.0, 37.0)), ROAD),
             r"sensors: node 'a' is at \[-122.0, 37.0\].*in that order",
         ),
-        (lambda: snap_sensors(sensors((*HERE, 400.0)), ROAD), "sensors: the bearing of 'a' is '400.0'; expected degrees"),
+        (
+            lambda: snap_sensors(sensors((*HERE, 400.0)), ROAD),
+            "sensors: the bearing of 'a' is '400.0'; expected degrees",
+        ),
         (
             lambda: snap_sensors(sensors(HERE).assign(bearing="north"), ROAD),
             "sensors: the bearing of 'a' is 'north'; expected degrees clockwise from north",
