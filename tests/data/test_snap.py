@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -40,10 +41,7 @@ def by_brute_force(roads: Roads, place: np.ndarray, parts: int = 4000) -> np.nda
     """Distance ``[S]`` from a place to the nearest of many points along each segment."""
     t = np.linspace(0, 1, parts)[:, None]
     return np.array(
-        [
-            min(great_circle(place, a * (1 - t) + b * t).min() for a, b in zip(shape[:-1], shape[1:], strict=True))
-            for shape in roads.shapes
-        ]
+        [min(great_circle(place, a * (1 - t) + b * t).min() for a, b in pairwise(shape)) for shape in roads.shapes]
     )
 
 
