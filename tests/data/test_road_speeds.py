@@ -49,7 +49,7 @@ def test_maxspeed_of_every_kind(value, kmh):
     "value", ["fast", "0", "-30", "50 furlongs", "__import__('os')", ["50", "fast"], "[" * 5000 + "]"]
 )
 def test_a_maxspeed_that_is_none_is_refused(value):
-    with pytest.raises(ValueError, match=r"found ['\"]"):
+    with pytest.raises(ValueError, match=r"found ."):
         parse_maxspeed(value)
 
 

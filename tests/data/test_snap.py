@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -40,10 +41,7 @@ def by_brute_force(roads: Roads, place: np.ndarray, parts: int = 4000) -> np.nda
     """Distance ``[S]`` from a place to the nearest of many points along each segment."""
     t = np.linspace(0, 1, parts)[:, None]
     return np.array(
-        [
-            min(great_circle(place, a * (1 - t) + b * t).min() for a, b in zip(shape[:-1], shape[1:], strict=True))
-            for shape in roads.shapes
-        ]
+        [min(great_circle(place, a * (1 - t) + b * t).min() for a, b in pairwise(shape)) for shape in roads.shapes]
     )
 
 
@@ -133,7 +131,7 @@ def test_what_was_not_matched_is_listed_with_its_distance(caplog):
     assert found.matched["sensor"].tolist() == ["b"]
     assert repr(found) == (
         "1 of 3 sensors lie within 50 m of a road, on 1 segments; half of them within 0.0 m\n"
-        f"2 are too far: 'c' ({metres[1]:.0f} m), 'a' ({metres[0]:.0f} m)"
+        f"too far: 2: 'c' ({metres[1]:.0f} m), 'a' ({metres[0]:.0f} m)"
     )
     assert repr(found) in caplog.text
     with pytest.raises(dataclasses.FrozenInstanceError):

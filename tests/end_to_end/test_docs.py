@@ -1,6 +1,7 @@
 """The documentation's code runs, shows what the page says, and its numbers are the measured ones.
 
-Every ``python`` block is a case of its own, in an empty folder. Its first line may say more:
+Every ``python`` block is a case of its own, in a folder with nothing but a small ``streets.osm``. Its first line may
+say more:
 
 - ``# Continues the block above.``: it shares the names of the block before it, which is run first.
 - ``# torchrun OPTIONS FILE``: it is run by two processes, under that name.
@@ -50,6 +51,7 @@ BENCHMARKS = ROOT / "benchmarks"
 OPTIONAL = {
     "accelerate": "accelerate",
     "lightning": "lightning",
+    "osmnx": "osmnx",
     "schedulefree": "schedulefree",
     "torchjd": "torchjd",
     "torch_geometric_temporal": "torch_geometric_temporal",
@@ -120,7 +122,8 @@ def named(block: Block) -> str:
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder, a known seed, and nothing left of what a block sets for the whole process."""
+    """A folder with the files that the pages name, a known seed, and nothing left of what a block sets for all."""
+    shutil.copy(ROOT / "tests" / "data" / "streets.osm", tmp_path)
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)

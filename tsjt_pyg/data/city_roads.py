@@ -287,6 +287,8 @@ def sensor_parts(
     check_choice("several", several, ("error", "mean", "nearest"))
     check_choice("kernel", kernel, ("gaussian", "none"))
     check_choice("weight", weight, ("length", "travel_time"))
+    if "positions" in about:
+        raise TypeError("positions: the table of sensors says where they are; leave positions out")
     limit = PATH_LIMITS[weight] if path_limit is None else path_limit
     if not limit > 0:
         raise ValueError(f"path_limit: expected a positive number of metres (or seconds), found {path_limit}")

@@ -58,13 +58,12 @@ class Snapped:
             lines[0] += f"; half of them within {matched['distance'].median():.1f} m"
         if matched["ambiguous"].any():
             lines.append(
-                f"{int(matched['ambiguous'].sum())} are as near to another segment (a two-way road has one each way): "
-                "the smallest id was taken; a column 'bearing' of the sensors says which"
+                f"ambiguous: {int(matched['ambiguous'].sum())} (another segment is as near, such as the opposite "
+                "direction; the smallest id was taken; a column 'bearing' of the sensors says which)"
             )
         if len(unmatched):
             some = ", ".join(f"{s!r} ({d:.0f} m)" for s, d in unmatched[["sensor", "distance"]].head(5).to_numpy())
-            more = ", …" if len(unmatched) > 5 else ""
-            lines.append(f"{len(unmatched)} are too far: {some}{more}")
+            lines.append(f"too far: {len(unmatched)}: {some}{', …' if len(unmatched) > 5 else ''}")
         return "\n".join(lines)
 
 
@@ -130,8 +129,8 @@ def _bearings(sensors: pd.DataFrame, ids: tuple[str, ...]) -> np.ndarray:
     if bad.any():
         worst = int(np.argmax(bad))
         raise ValueError(
-            f"sensors: the bearing of {ids[worst]!r} is {str(sensors['bearing'].iloc[worst])!r}; expected degrees clockwise "
-            "from north, from 0 to 360, or NaN where it is unknown"
+            f"sensors: the bearing of {ids[worst]!r} is {str(sensors['bearing'].iloc[worst])!r}; expected degrees "
+            "clockwise from north, from 0 to 360, or NaN where it is unknown"
         )
     return values
 

@@ -122,7 +122,12 @@ def _values(city: City, step: int | str | pd.Timestamp | None, channel: int) -> 
         total = np.where(mask, readings, 0).sum(axis=0)
         return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0), "mean of all steps"
     if isinstance(step, str | pd.Timestamp):
-        time = pd.Timestamp(step)
+        try:
+            time = pd.Timestamp(step)
+        except ValueError as error:
+            raise ValueError(
+                f"step: expected a number or a time (such as {str(city.start)!r}), found {step!r}"
+            ) from error
         number = int((time - city.start) // city.interval)
     else:
         number = int(step) + (city.num_steps if step < 0 else 0)
