@@ -29,6 +29,11 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
             "rows in all; .*autumn.*duplicates='mean', 'first' or 'last'",
             TWICE,
         ),
+        case("readings: row 24: sensor '767541' .*first in row 7;", TWICE, sensors=SENSORS.iloc[1:]),
+        case(
+            "sensors: column 'sensor_id', row 1: sensor '773869' is there more than once",
+            sensors=SENSORS.assign(sensor_id=[773869, "773869", 1, 2]),
+        ),
         case("readings: row 6: 2024-03-04 08:10:00 is there again", pd.concat([wide(), wide().iloc[[2]]])),
         case(
             "sensors: column 'sensor_id', row 1: sensor '767541' is there more than once",

@@ -129,6 +129,21 @@ def test_ids_keep_their_leading_zeros(tmp_path):
     assert of(city, "007") == expected(IDS[0])
 
 
+def test_columns_named_by_the_user_keep_their_leading_zeros(tmp_path):
+    ids = dict(zip(IDS, ["007", "7", "08", "8"], strict=True))
+    readings = as_csv(long().replace(ids).rename(columns={"sensor_id": "Loop"}), tmp_path, index=False)
+    sensors = SENSORS.replace(ids).rename(columns={"sensor_id": "Loop"})
+    city = City.from_tables(readings, sensors, columns={"sensor": "Loop"})
+    assert city.node_ids == tuple(ids.values())
+    assert of(city, "007") == expected(IDS[0])
+
+
+def test_sensors_labelled_by_their_index():
+    by_name = SENSORS.set_index("sensor_id")
+    for sensors in (by_name, by_name.rename_axis(None), by_name.rename(index=int)):
+        assert City.from_tables(wide(), sensors.iloc[::-1]).node_ids == tuple(reversed(IDS))
+
+
 @st.composite
 def tables(draw):
     """Sensors and the cells of which there is a row, both in any order, with or without each other."""
@@ -172,16 +187,16 @@ def test_every_reading_arrives_at_its_sensor_and_step_and_no_other(found, as_wid
 def test_edges_by_distance_are_joined_by_id_and_counted():
     more = pd.DataFrame(
         {
-            "from": [IDS[0], IDS[0], IDS[1], "nowhere", IDS[0]],
-            "to": [IDS[1], IDS[1], IDS[1], IDS[0], "773870"],
-            "distance": [50.0, 900.0, 1.0, 5.0, 5.0],
+            "from": [IDS[0], IDS[0], IDS[1], "nowhere", IDS[0], "nowhere"],
+            "to": [IDS[1], IDS[1], IDS[1], IDS[0], "773870", "nowhere"],
+            "distance": [50.0, 900.0, 1.0, 5.0, 5.0, 5.0],
         }
     )
     edges = pd.concat([EDGES, more]).sample(frac=1, random_state=1)
     city, report = read_tables(wide(), SENSORS, edges, sigma=200.0)
     metres = {(IDS[0], IDS[1]): 50.0, (IDS[1], IDS[2]): 200.0, (IDS[2], IDS[3]): 400.0}
     assert roads(city) == pytest.approx({pair: np.exp(-((d / 200) ** 2)) for pair, d in metres.items()})
-    assert report.edges_dropped == {"an end is no node": 2, "from a node to itself": 1, "parallel": 2}
+    assert report.edges_dropped == {"an end is no node": 3, "from a node to itself": 1, "parallel": 2}
     assert report.edges == 3
 
 
@@ -226,6 +241,13 @@ def test_gaps_are_missing_and_counted():
     assert report.steps_added == 2
     assert report.coverage.loc[IDS[1], "reading"] == pytest.approx(4 / 6)
     assert report.coverage.loc[IDS[0], "reading"] == pytest.approx(4 / 6)
+
+
+def test_rows_are_out_of_order_within_their_sensor_only():
+    by_sensor, by_time = long(), long().sort_values(["timestamp", "sensor_id"])
+    assert [read_tables(table, SENSORS).report.rows_out_of_order for table in (by_sensor, by_time)] == [0, 0]
+    assert read_tables(by_sensor.iloc[::-1], SENSORS).report.rows_out_of_order == 20
+    assert read_tables(by_sensor.iloc[[1, 0, *range(2, 24)]], SENSORS).report.rows_out_of_order == 1
 
 
 def test_the_report_says_what_happened(caplog):
