@@ -120,13 +120,13 @@ def test_blocks_are_the_rows_and_their_moments_those_of_all(data, shape, block):
     values = torch.from_numpy(data.draw(hnp.arrays(np.float32, shape, elements=st.floats(-1e4, 1e4, width=32))))
     mask = torch.from_numpy(data.draw(hnp.arrays(bool, shape)))
     mask[0] = True
-    blocks = list(rows.row_blocks(values, mask, block_bytes=block))
+    blocks = list(rows.row_blocks(values, mask, block=block))
     assert torch.equal(torch.cat([one for one, _ in blocks]), values)
     assert torch.equal(torch.cat([other for _, other in blocks]), mask)
-    assert all(len(one) == 1 or one.nbytes <= block for one, _ in blocks)
+    assert all(len(one) == 1 or one.numel() <= block for one, _ in blocks)
     with pytest.MonkeyPatch.context() as patch:
         whole = StandardScaler().fit(values, mask)
-        patch.setattr(rows.row_blocks, "__kwdefaults__", {"block_bytes": block})
+        patch.setattr(rows.row_blocks, "__kwdefaults__", {"block": block})
         in_blocks = StandardScaler().fit(values, mask)
     assert torch.allclose(in_blocks.mean, whole.mean, rtol=1e-6, atol=1e-6)
     assert torch.allclose(in_blocks.std, whole.std, rtol=1e-5, atol=1e-6)

@@ -61,7 +61,7 @@ def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
 
     Args:
         items: Used by the thread alone.
-        ahead: At least 1; so many items are kept in memory besides the consumer's and the one being made.
+        ahead: At least 1; so many items are in memory besides the consumer's.
 
     Raises:
         ValueError: If ``ahead`` is less than 1.
@@ -80,9 +80,9 @@ def _consume(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
                 raise error
             if item is _DONE:
                 return
+            worker.free.release()
             yield item  # type: ignore[misc]
             del item  # not kept while the next is waited for
-            worker.free.release()
     finally:
         worker.stop()
 

@@ -1,7 +1,7 @@
 """Rows of tensors ``[T, ...]``, in memory or in a file: gathered as windows, in order, or block by block.
 
 A file is read into the batch that needs it, not through the pages of its mapping: pages that were looked at count as
-memory of the process, however large the file. One thread copies. A copy that is shared out over torch's threads is
+memory of the process, however large the file. One thread copies: a copy that is shared out over torch's threads is
 hardly faster for a batch's megabyte and, where the cores have other work too, waits for the slowest of them.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 2**23
-"""What :func:`row_blocks` reads at a time: large enough for a disk, small beside a model."""
+BLOCK = 2**15
+"""Entries that :func:`row_blocks` takes at a time: they stay in a core's cache, and torch works on them in one thread."""
 
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux: a file larger than memory may be mapped
 
@@ -110,9 +110,14 @@ def read_rows(tensor: Tensor, first: int, last: int, pin: bool = False) -> Tenso
     return rows
 
 
-def row_blocks(*tensors: Tensor, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of equally many rows, some rows of each at a time, in order: views, or copies of what is in a file."""
-    rows = max(1, block_bytes // max(1, _row_bytes(tensors[0])))
+def row_blocks(*tensors: Tensor, block: int = BLOCK) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of equally many rows, some rows of each at a time, in order: views, or copies of what is in a file.
+
+    Args:
+        *tensors: ``[T, ...]`` each.
+        block: Entries of the first tensor at a time; at least a row.
+    """
+    rows = max(1, block // max(1, tensors[0].shape[1:].numel()))
     for first in range(0, len(tensors[0]), rows):
         last = min(first + rows, len(tensors[0]))
         yield tuple(read_rows(tensor, first, last) for tensor in tensors)

@@ -181,8 +181,8 @@ class Windows:
                 order, which overlap: ``x``, ``y`` and the masks are then views of the city's readings, and what is
                 written to them is written to the city. Shuffled windows are always copied.
             prefetch: Batches that a background thread makes in advance. Default: 2 where the readings are on the CPU
-                and the batches on a GPU (pinned, copied beside the kernels), or where the readings are in a mapped
-                file; else 0. The thread ends with the loop, however that ends.
+                and the batches on a GPU (pinned, copied beside the kernels), else 1 where the readings are in a mapped
+                file, else 0. The thread ends with the loop, however that ends.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
@@ -228,7 +228,7 @@ def ahead(
     """
     pinned = any(windows._way(device)[1] for windows in cities)
     if prefetch is None:
-        prefetch = 2 if pinned or any(windows._readings.file for windows in cities) else 0
+        prefetch = 2 if pinned else int(any(windows._readings.file for windows in cities))
     if prefetch == 0:
         yield from make()
     elif pinned:
