@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsjt_pyg.data.graph import Edges
-from tsjt_pyg.datasets.join import edges_by_distance, edges_by_id, node_id, on_regular_grid, positions_by_id
+from tsjt_pyg.data.table_file import id_text
+from tsjt_pyg.datasets.join import edges_by_distance, edges_by_id, on_regular_grid, positions_by_id
 
 PATH = Path("roads.csv")
 NODES = [f"n{i}" for i in range(7)]
@@ -77,7 +78,7 @@ def test_rows_come_in_any_order_and_steps_may_be_left_out(steps):
     ],
 )
 def test_ids_are_the_same_however_they_are_spelled(spelled, node):
-    assert node_id(spelled) == node
+    assert id_text(spelled) == node
 
 
 def test_positions_are_joined_by_id():

@@ -147,7 +147,7 @@ def test_a_folder_has_no_default_sources(folder):
             r"readings\.csv: none of its 68 sensor ids .* is an id of .*csv",
         ),
         ("city.json", '{"unit": "mph"}', ValueError, r"city\.json: expected an object with keys of channels, .*'unit'"),
-        ("city.json", "[1]", ValueError, r"city\.json: expected an object with keys of .*, found 'list'"),
+        ("city.json", "[1]", ValueError, r"city\.json: expected a JSON object, found list"),
         ("city.json", "{units: 'mph'}", ValueError, r"city\.json: cannot be read as JSON \("),
         ("city.json", '{"units": "mph"}', ValueError, "Uptown: units: the readings have 2 channels, found"),
         ("city.json", '{"channels": 3}', ValueError, "Uptown: "),

@@ -187,7 +187,8 @@ def _times(table: Table, column: str, time_format: str | None) -> pd.DatetimeInd
         raise ValueError(
             f"{table.label}: column {column!r}, {table.place(0)}: the times have a time zone ({values.iloc[0]}), a "
             "city keeps local time without one; convert them with pandas.to_datetime(..., utc=True)"
-            ".dt.tz_convert('America/Los_Angeles').dt.tz_localize(None), with the zone of the city"
+            ".dt.tz_convert('America/Los_Angeles').dt.tz_localize(None), with the zone of the city (a wide table also "
+            "with tsjt_pyg.data.regular_time, which minds the changes of the clock)"
         ) from error
     table.refuse(column, np.asarray(times.isna())[codes], f"expected a time ({time_format or 'ISO 8601'})")
     return times[codes]

@@ -10,9 +10,10 @@ import pandas as pd
 
 from ..data import City
 from ..data.graph import Edges
+from ..data.table_file import id_text
 from .files import existing, present, read_csv
 from .hdf import read_pandas_hdf
-from .join import checked_ids, edges_by_distance, edges_by_id, node_id, noted, on_regular_grid, positions_by_id
+from .join import checked_ids, edges_by_distance, edges_by_id, noted, on_regular_grid, positions_by_id
 from .pickles import read_pickle
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _roads(folder: Path, name: str, node_ids: list[str], sigma: float | None) ->
         table = read_csv(path, header=False, names=("from", "to", "cost"), text=("from", "to"))
     if sigma is None:
         known = set(node_ids)
-        among = table[table["from"].map(node_id).isin(known) & table["to"].map(node_id).isin(known)]
+        among = table[table["from"].map(id_text).isin(known) & table["to"].map(id_text).isin(known)]
         sigma = float(among["cost"].std(ddof=0)) if len(among) else 0.0
         sigma = sigma if sigma > 0 else None  # one distance, or all the same
     return edges_by_distance(table, node_ids, path, sigma, threshold=0.1)
@@ -119,13 +120,13 @@ def _pickled_roads(path: Path, node_ids: list[str]) -> Edges:
         kinds = [type(part).__name__ for part in found]
         raise ValueError(f"{path}: expected [sensor_ids, sensor_id_to_ind, adj_mx], found {kinds}")
     names = checked_ids(list(ids), len(matrix), path)
-    if {node_id(node): place for node, place in positions.items()} != {node: i for i, node in enumerate(names)}:
+    if {id_text(node): place for node, place in positions.items()} != {node: i for i, node in enumerate(names)}:
         raise ValueError(f"{path}: sensor_ids and sensor_id_to_ind do not give the same order; write the pickle anew")
     return edges_by_id(matrix, names, node_ids, path)
 
 
 def _sensor_ids(path: Path) -> list[str]:
-    ids = [node_id(part) for part in path.read_text(encoding="utf-8-sig").replace("\n", ",").split(",") if part.strip()]
+    ids = [id_text(part) for part in path.read_text(encoding="utf-8-sig").replace("\n", ",").split(",") if part.strip()]
     if not ids:
         raise ValueError(f"{path}: found no sensor id; expected ids with commas between them")
     return checked_ids(ids, len(ids), path)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .join import node_id
+from ..data.table_file import id_text
 
 _ROWS = 1024
 """Rows that are read at a time."""
@@ -109,7 +109,7 @@ def _labels(dataset: Any) -> list[str]:
             f"its columns are labelled with {_kind(dataset) or dataset.dtype}, which pandas pickles; label them all "
             f"with text or all with whole numbers and {_ANEW}"
         )
-    return [node_id(label) for label in dataset[:]]
+    return [id_text(label) for label in dataset[:]]
 
 
 def _times(dataset: Any) -> pd.DatetimeIndex:

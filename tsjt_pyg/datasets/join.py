@@ -18,16 +18,9 @@ import torch
 from ..data import City
 from ..data.clean import check_ids
 from ..data.graph import Edges, check_positions, edges_from_distances
+from ..data.table_file import id_text
 
 logger = logging.getLogger(__name__)
-
-
-def node_id(value: object) -> str:
-    """A node id as text, however a file spells it: ``b"773869"``, ``773869``, ``773869.0`` are all ``"773869"``."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8")
-    text = str(value).strip()
-    return text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text
 
 
 def _joined(ids: Sequence[str], node_ids: Sequence[str], path: Path, what: str) -> None:
@@ -107,7 +100,7 @@ def edges_by_distance(
     Raises:
         ValueError: If no row is about two of the nodes, or a distance is negative or no number.
     """
-    table = table.assign(**{column: table[column].map(node_id) for column in ("from", "to")})
+    table = table.assign(**{column: table[column].map(id_text) for column in ("from", "to")})
     ids = list(dict.fromkeys([*table["from"], *table["to"]]))
     _joined(ids, node_ids, path, "roads")
     bad = ~(table["cost"] >= 0) | ~np.isfinite(table["cost"])
@@ -131,7 +124,7 @@ def positions_by_id(table: pd.DataFrame, node_ids: Sequence[str], path: Path) ->
     Raises:
         ValueError: If an id occurs twice at different places, or degrees are out of range.
     """
-    table = table.assign(sensor_id=table["sensor_id"].map(node_id)).dropna(subset=["latitude", "longitude"])
+    table = table.assign(sensor_id=table["sensor_id"].map(id_text)).dropna(subset=["latitude", "longitude"])
     table = table.drop_duplicates(["sensor_id", "latitude", "longitude"]).set_index("sensor_id")
     if table.index.has_duplicates:
         twice = table.index[table.index.duplicated()][0]
@@ -153,7 +146,7 @@ def positions_by_id(table: pd.DataFrame, node_ids: Sequence[str], path: Path) ->
 def checked_ids(ids: Sequence[object], number: int, path: Path) -> list[str]:
     """Node ids of a file, unique and as many as there are nodes."""
     try:
-        return list(check_ids([node_id(node) for node in ids], number, "node ids"))
+        return list(check_ids([id_text(node) for node in ids], number, "node ids"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

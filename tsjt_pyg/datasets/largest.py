@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from ..data import City
+from ..data.table_file import id_text
 from .files import existing, read_csv, read_npy
 from .hdf import read_pandas_hdf
-from .join import checked_ids, edges_by_id, node_id, noted, on_regular_grid, positions_by_id
+from .join import checked_ids, edges_by_id, noted, on_regular_grid, positions_by_id
 
 _DISTRICTS: dict[str, tuple[int, ...] | None] = {"sd": (11,), "gba": (4,), "gla": (7, 8, 12), "ca": None}
 """Caltrans districts of each region."""
@@ -80,7 +81,7 @@ def _rows(meta: pd.DataFrame, path: Path, roads: Path) -> list[str]:
     """Ids in the order of the matrix's rows: by ``ID2`` in the state's files, by line in those of a region."""
     if "ID2" not in meta.columns or not roads.name.startswith("ca_"):
         return list(meta["ID"])
-    ids = [node_id(node) for node in meta.sort_values("ID2")["ID"]]
+    ids = [id_text(node) for node in meta.sort_values("ID2")["ID"]]
     if sorted(meta["ID2"]) != list(range(len(meta))):
         raise ValueError(
             f"{path}: column 'ID2': expected each of 0 to {len(meta) - 1} once, the rows of {roads.name}; for "

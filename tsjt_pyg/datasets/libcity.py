@@ -13,9 +13,10 @@ import pandas as pd
 
 from ..data import City
 from ..data.graph import Edges, edges_from_adjacency, edges_from_positions
+from ..data.table_file import id_text
 from .files import csv_header, existing, present, read_csv, read_json
 from .grid import king_edges
-from .join import edges_by_distance, edges_by_id, node_id, noted, on_regular_grid, positions_by_id
+from .join import edges_by_distance, edges_by_id, noted, on_regular_grid, positions_by_id
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _readings(path: Path, data_col: Any) -> tuple[np.ndarray, list[str], list[st
     sorted_step, index = pd.factorize(times, sort=True)
     names = table[keys[0]] if len(keys) == 1 else table[keys[0]] + "-" + table[keys[1]]
     entity, spelled = pd.factorize(names)
-    ids = ["-".join(map(node_id, text.split("-"))) if len(keys) > 1 else node_id(text) for text in spelled]
+    ids = ["-".join(map(id_text, text.split("-"))) if len(keys) > 1 else id_text(text) for text in spelled]
     if len(keys) > 1 and not all(part.isdigit() for node in ids for part in node.split("-")):
         raise ValueError(f"{path}: columns 'row_id' and 'column_id': expected whole numbers from 0")
     place, node_ids = pd.factorize(np.array(ids, dtype=object))
@@ -174,7 +175,7 @@ def _nodes(path: Path) -> pd.DataFrame:
     table = read_csv(path, "geo_id", text=("geo_id", "coordinates"), only=columns)
     ids = table["geo_id"]
     if {"row_id", "column_id"} <= set(table.columns):
-        ids = table["row_id"].map(node_id) + "-" + table["column_id"].map(node_id)
+        ids = table["row_id"].map(id_text) + "-" + table["column_id"].map(id_text)
     places = [_middle(text, path, line) for line, text in enumerate(table.get("coordinates", ["[]"] * len(table)), 2)]
     longitude, latitude = np.array(places, dtype=np.float64).T
     return pd.DataFrame({"sensor_id": ids, "latitude": latitude, "longitude": longitude})
@@ -207,7 +208,7 @@ def _roads(path: Path, node_ids: list[str], info: dict[str, Any]) -> Edges:
         raise ValueError(f"{path}: it has the columns {weights}; say in config.json which one is info.weight_col")
     column = said or (weights[0] if weights else None)
     table = read_csv(path, *ends_of, text=ends_of, only=(*ends_of, *([column] if column else [])))
-    ends = {"from": table["origin_id"].map(node_id), "to": table["destination_id"].map(node_id)}
+    ends = {"from": table["origin_id"].map(id_text), "to": table["destination_id"].map(id_text)}
     if column in _DISTANCES:
         epsilon = info.get("weight_adj_epsilon", 0.1) if info.get("calculate_weight_adj") else 0.0
         rows = pd.DataFrame({**ends, "cost": table[column]})

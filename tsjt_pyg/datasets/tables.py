@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..data.tables import TableArguments, TablesRead, read_tables
+from .files import read_json
 
 _ENDINGS = (".csv", ".parquet")
 
@@ -52,12 +52,9 @@ def _find(folder: Path, name: str) -> Path | None:
 def _arguments(path: Path) -> Any:
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    found = read_json(path)
     known = sorted(TableArguments.__annotations__)
-    if not isinstance(found, dict) or not set(found) <= set(known):
-        what = sorted(set(found) - set(known))[0] if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"{path}: expected an object with keys of {', '.join(known)}, found {what!r}")
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise ValueError(f"{path}: expected an object with keys of {', '.join(known)}, found {unknown[0]!r}")
     return found
