@@ -149,6 +149,7 @@ def spoiled(position: tuple[int, int], value: float) -> np.ndarray:
         (TABLE.iloc[[0, 1, 3]], None, "irregular time: .*reindex to a fixed frequency"),
         (TABLE.iloc[[0, 0, 1]], None, "irregular time: 2024-03-02 00:00:00 is followed by 2024-03-02 00:00:00"),
         (TABLE.iloc[::-1], None, "irregular time: .*sort"),
+        (TABLE.tz_localize("America/Los_Angeles"), None, "time zone America/Los_Angeles, .*regular_time"),
         (TABLE.set_axis(TABLE.index.where(TABLE.index != TABLE.index[1])), None, "irregular time: .*NaT"),
     ],
 )

@@ -133,6 +133,8 @@ def _start(start: str | pd.Timestamp) -> pd.Timestamp:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r} ({error})") from error
     if found is pd.NaT:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r}")
+    if found.tz is not None:
+        raise ValueError(f"start: expected local time without a time zone, found {start!r}; leave the zone out")
     return found
 
 
