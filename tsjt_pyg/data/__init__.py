@@ -2,6 +2,7 @@
 
 from .city import City
 from .city_roads import read_roads
+from .mapped import write_mapped_city
 from .pairs import CityPair, CityPairLoader
 from .road_network import Roads
 from .scaler import StandardScaler
@@ -28,4 +29,5 @@ __all__ = [
     "read_tables",
     "regular_time",
     "snap_sensors",
+    "write_mapped_city",
 ]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**15
-"""Entries that :func:`row_blocks` takes at a time: they stay in a core's cache, where torch works in one thread."""
+"""Entries that :func:`row_blocks` takes at a time: they stay in a core's cache, and one thread works on them."""
 
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux: a file larger than memory may be mapped
 
