@@ -282,8 +282,9 @@ def test_parts_must_fit_each_other(change, message):
         (lambda: City.from_adjacency(READINGS, CHAIN, interval=5), "interval: .*with its unit.*found the number 5"),
         (lambda: City.from_adjacency(READINGS, CHAIN, interval="often"), "interval: .*such as '5min'.*found 'often'"),
         (lambda: City.from_adjacency(READINGS, CHAIN, start="soon"), "start: expected a time .*found 'soon'"),
+        (lambda: City.from_adjacency(READINGS, CHAIN, units={"reading": "mph"}), "units: expected one text a channel"),
+        (lambda: City.from_adjacency(READINGS, CHAIN, units=5), "units: expected one text a channel.*found 5"),
         (lambda: City.from_adjacency(READINGS, CHAIN, start="NaT"), "start: expected a time .*found 'NaT'"),
-        (lambda: City.from_adjacency(READINGS, CHAIN, start="2024-01-01 00:00Z"), "start: .*without a time zone"),
         (
             lambda: City.from_adjacency(READINGS, CHAIN, channels=["a", "b"]),
             r"channels: .* 1 channels, found \['a', 'b'\]",

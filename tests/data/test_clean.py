@@ -180,3 +180,13 @@ def test_ids_become_unique_text():
     assert check_ids([3, "a", 2.5], 3) == ("3", "a", "2.5")
     with pytest.raises(ValueError, match="graph: '1' occurs more than once; node ids must be unique"):
         check_ids([1, "1"], 2, "graph")
+
+
+def test_periods_are_times():
+    clean = clean_readings(TABLE.set_axis(pd.period_range("2024-03-04 07:00", periods=len(TABLE), freq="h"), axis=0))
+    assert (clean.start, clean.interval) == (pd.Timestamp("2024-03-04 07:00"), pd.Timedelta("1h"))
+
+
+def test_one_row_has_a_start_and_no_interval():
+    clean = clean_readings(TABLE.iloc[:1])
+    assert (clean.start, clean.interval) == (TABLE.index[0], None)

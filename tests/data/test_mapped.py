@@ -338,3 +338,16 @@ def test_a_file_that_is_cut_while_it_is_open(folder):
         file.truncate(2000)
     with pytest.raises(ValueError, match=r"readings\.npy: the file ends at byte 2000.*it is truncated"):
         list(windows.batches(16))
+
+
+def test_blocks_of_one_step_go_on_where_the_last_ended(tmp_path):
+    index = pd.date_range("2024-03-04", periods=6, freq="5min")
+    table = pd.DataFrame(np.arange(18.0).reshape(6, 3) + 1, index=index, columns=list("123"))
+    edges = torch.tensor([[0], [1]])
+    for parts in ([table[:3], table[5:]], [table[:5], table[:1]]):
+        with pytest.raises(ValueError, match=r"starts at .* with a step every .*, where the block before it ends"):
+            write_mapped_city(tmp_path / "wrong", parts, edges)
+    assert not (tmp_path / "wrong").exists()
+    whole = write_mapped_city(tmp_path / "right", [table[:1], table[1:5], table[5:]], edges)
+    assert whole.time.equals(index.set_names(None))
+    assert whole.readings[..., 0].tolist() == table.to_numpy().tolist()

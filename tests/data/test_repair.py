@@ -370,3 +370,8 @@ def test_a_detector_whose_flow_is_missing_is_found_by_its_speed_that_stands_stil
     masked = (city.mask & ~repaired.mask)[:, position, 2]
     assert int(masked.sum()) > 150
     assert not city.mask[masked, position, 0].any()
+
+
+def test_a_switch_is_no_number_of_deviations(make_city):
+    with pytest.raises(ValueError, match=r"outliers: expected a positive number of deviations .*found True"):
+        make_city().repair(outliers=True)

@@ -358,3 +358,20 @@ def test_the_arguments_are_those_of_the_function():
     assert keywords == list(TableArguments.__annotations__)
     with pytest.raises(TypeError, match="intervall"):
         City.from_tables(wide(), SENSORS, intervall="5min")
+
+
+def test_a_wide_table_whose_rows_are_numbered_is_not_taken_for_a_long_one():
+    time = pd.date_range("2024-03-04", periods=2, freq="1h")
+    sensors = pd.DataFrame({"sensor_id": [1, 2], "latitude": [34.0, 34.1], "longitude": [-118.0, -118.1]})
+    table = pd.DataFrame({"id": [1, 2], "timestamp": time, "1": [60.0, 61.0], "2": [30.0, 31.0]})
+    with pytest.raises(ValueError, match=r"column 'id' may hold the sensor ids \(long\), but '1' and '2' are"):
+        City.from_tables(table, sensors, k=1)
+    wide = City.from_tables(table.drop(columns="id"), sensors, k=1, interval="1h")
+    assert wide.readings[..., 0].tolist() == [[60.0, 30.0], [61.0, 31.0]]
+
+
+def test_quoted_fields_with_spaces_before_them_keep_leading_zeros(tmp_path):
+    sensors = pd.DataFrame({"sensor_id": ["007", "008"], "latitude": [34.0, 34.1], "longitude": [-118.0, -118.1]})
+    lines = [f'2024-03-04 0{hour}:00, "{node}", {hour}' for hour in (1, 2) for node in ("007", "008")]
+    (tmp_path / "r.csv").write_text("\n".join(['"timestamp", "sensor_id", "speed"', *lines]))
+    assert City.from_tables(tmp_path / "r.csv", sensors, k=1).node_ids == ("007", "008")

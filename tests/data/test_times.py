@@ -141,3 +141,15 @@ def test_bad_time_is_refused_with_the_way_out(index, options, message):
     table = pd.DataFrame({"a": np.zeros(len(index))}, index=index)
     with pytest.raises(ValueError, match=message):
         regular_time(table, **options)
+
+
+@pytest.mark.parametrize(
+    ("start", "periods"), [("2024-11-03 05:30", 4), ("2024-11-03 05:00", 4), ("2024-11-03 06:15", 7)]
+)
+def test_a_table_that_begins_or_ends_in_the_hour_that_comes_twice_keeps_its_readings(start, periods):
+    index = pd.date_range(start, periods=periods, freq="15min", tz="UTC")
+    found = regular_time(numbered(index), "15min", zone="America/New_York", repeated="first").table
+    local = index.tz_convert("America/New_York").tz_localize(None)
+    assert set(found.index) >= set(local)
+    assert found.index.is_monotonic_increasing
+    assert found.notna().all(axis=1).sum() == len(set(local))

@@ -577,3 +577,24 @@ def test_a_file_is_no_name(tmp_path, make_city):
 def test_malformed_arguments(los_loop, arguments, message):
     with pytest.raises(ValueError, match=message):
         LosLoop(los_loop, **arguments)
+
+
+def test_what_a_pre_transform_hides_cannot_be_read(tmp_path):
+    def hide(data):
+        data.mask[:5] = False
+        data.x = data.x - 50
+        return data
+
+    dataset = CityDataset(tmp_path, "demo/riverton", 6, 3, pre_transform=hide)
+    assert not dataset[0].x_mask[:5].any()
+    assert (dataset.city.readings[~dataset.city.mask] == 0).all()
+    assert (dataset.city.readings[dataset.city.mask] < 0).any()
+
+
+def test_a_pre_transform_that_makes_nan_is_refused(tmp_path):
+    def spoil(data):
+        data.x = data.x / 0
+        return data
+
+    with pytest.raises(ValueError, match="pre_transform: expected finite readings where mask is True"):
+        CityDataset(tmp_path, "demo/riverton", pre_transform=spoil)

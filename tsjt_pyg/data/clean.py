@@ -142,13 +142,17 @@ def _regular_time(index: pd.Index) -> tuple[pd.Timestamp | None, pd.Timedelta | 
             f"readings: the rows are labelled with text ({index[0]!r}); make it times with pandas.to_datetime "
             "(parse_dates= of read_csv), or drop it with reset_index(drop=True)"
         )
+    if isinstance(index, pd.PeriodIndex):
+        index = index.to_timestamp()
     if isinstance(index, pd.DatetimeIndex) and index.tz is not None:
         raise ValueError(
             f"readings: the times of the rows have the time zone {index.tz}, a city keeps local time without one; "
             "convert the table with tsjt_pyg.data.regular_time(table, zone=...)"
         )
-    if not isinstance(index, pd.DatetimeIndex) or len(index) < 2:
+    if not isinstance(index, pd.DatetimeIndex) or not len(index):
         return None, None
+    if len(index) == 1:
+        return index[0], None
     gaps = index[1:] - index[:-1]
     interval = gaps[0]
     if interval <= pd.Timedelta(0) or (gaps != interval).any():

@@ -165,9 +165,10 @@ def _check_free(folder: Path) -> None:
 def _next(clean: CleanReadings, city: City, steps: int, label: str) -> tuple[Tensor, Tensor]:
     """Readings and mask of a later block, which must go on where ``city`` was after ``steps``, its nodes in order."""
     expected = city.start + steps * city.interval
-    if clean.start is not None and (clean.start, clean.interval) != (expected, city.interval):
+    interval = clean.interval or city.interval  # a block of one step has none
+    if clean.start is not None and (clean.start, interval) != (expected, city.interval):
         raise ValueError(
-            f"{label}: starts at {clean.start} with a step every {clean.interval}, expected {expected} and every "
+            f"{label}: starts at {clean.start} with a step every {interval}, expected {expected} and every "
             f"{city.interval}, where the block before it ends"
         )
     if clean.node_ids is None or clean.node_ids == city.node_ids:

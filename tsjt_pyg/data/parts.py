@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict, cast, get_type_hints
 
 import numpy as np
@@ -118,6 +118,8 @@ def _names(
 ) -> tuple[str, ...]:
     if isinstance(given, str):
         given = (given,)
+    if given is not None and (isinstance(given, Mapping) or not isinstance(given, Iterable)):
+        raise ValueError(f"{argument}: expected one text a channel, in the order of the channels, found {given!r}")
     names = tuple(given) if given is not None else found
     if names is None:
         names = (default,) * count if count == 1 or not default else tuple(f"{default}_{i}" for i in range(count))
@@ -133,8 +135,6 @@ def _start(start: str | pd.Timestamp) -> pd.Timestamp:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r} ({error})") from error
     if found is pd.NaT:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r}")
-    if found.tz is not None:
-        raise ValueError(f"start: expected local time without a time zone, found {start!r}; leave the zone out")
     return found
 
 

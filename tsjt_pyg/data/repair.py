@@ -120,7 +120,8 @@ def find_faults(
     """
     bounds = _bounds(city, limits)
     longest = None if stuck is None or stuck is False else _steps(city, stuck)
-    if outliers is not None and not (isinstance(outliers, int | float) and 0 < outliers < math.inf):
+    number = isinstance(outliers, int | float) and not isinstance(outliers, bool)
+    if outliers is not None and not (number and 0 < outliers < math.inf):
         raise ValueError(f"outliers: expected a positive number of deviations (such as 10) or None, found {outliers!r}")
     hours = city.time.hour.to_numpy()
     rule = np.zeros(tuple(city.readings.shape), dtype=np.uint8)

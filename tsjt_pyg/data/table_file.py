@@ -203,10 +203,11 @@ def _check_rectangular(path: Path) -> tuple[str, list[str]]:
         if not first:
             raise ValueError("the file is empty")
         separator = max(_SEPARATORS, key=first.count)
-        names = next(csv.reader([first], delimiter=separator))
+        names = next(csv.reader([first], delimiter=separator, skipinitialspace=True))
         for number, line in lines:
-            quoted = '"' in line
-            fields = len(next(csv.reader([line], delimiter=separator))) if quoted else line.count(separator) + 1
+            fields = line.count(separator) + 1
+            if '"' in line:
+                fields = len(next(csv.reader([line], delimiter=separator, skipinitialspace=True)))
             if fields != len(names):
                 raise ValueError(f"line {number} has {fields} fields, the first line {len(names)}")
         return separator, names

@@ -12,7 +12,7 @@ import torch
 
 from .city import City
 from .parts import About, AboutReadings
-from .table_file import Table, TableLike, open_table
+from .table_file import Table, TableLike, id_text, open_table
 from .table_report import TableReport
 from .table_rows import NAMES, Duplicates, Rows, arrange, find_column, long_rows, no_column, wide_rows
 
@@ -220,6 +220,14 @@ def _rows(
 ) -> Rows:
     channels = [channels] if isinstance(channels, str) else channels
     sensor = None if layout == "wide" else find_column(table, "sensor", named)
+    if sensor is not None and layout == "auto" and "sensor" not in named:
+        known = set(sensor_ids)
+        wide = [column for column in table.frame.columns if column != sensor and id_text(column) in known]
+        if len(wide) > 1:
+            raise ValueError(
+                f"{table.label}: column {sensor!r} may hold the sensor ids (long), but {wide[0]!r} and {wide[1]!r} are "
+                f"sensor ids too (wide); say layout='long' or layout='wide' (and drop {sensor!r} if it numbers rows)"
+            )
     if sensor is not None:
         return long_rows(table, sensor, named, channels, time_format)
     if layout == "long":

@@ -132,6 +132,7 @@ def regular_time(
                 f"{_autumn(steps[twice][:1], zone, clock)}; choose repeated='first' or 'mean'"
             )
         table = table[~twice] if repeated == "first" else table.groupby(level=0).mean()
+    table = table.sort_index()  # a clock that is set back shows earlier times again
     full = pd.date_range(table.index[0], table.index[-1], freq=step)
     absent = full[~full.isin(table.index)]
     regular = table.reindex(full)

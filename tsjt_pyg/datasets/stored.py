@@ -140,12 +140,17 @@ def transformed_city(city: City, transform: Callable[[Data], Data]) -> tuple[Cit
             f"x {'absent' if x is None else [*x.shape]} and {size} nodes; what concerns single windows belongs in "
             "transform"
         )
+    if found.mask.dtype == torch.bool and not torch.isfinite(x.masked_fill(~found.mask, 0.0)).all():
+        raise ValueError("pre_transform: expected finite readings where mask is True, found nan or inf")
     if found.edge_attr is None or found.edge_attr.numel() != found.num_edges:
         raise ValueError("pre_transform: expected one weight an edge in edge_attr, [E]")
     try:
         new = replace(
             city,
-            readings=x.movedim(-1, 0).to(torch.float32),
+            # As in every city, so that nobody reads by mistake what was hidden.
+            readings=(x if found.mask.dtype != torch.bool else x.masked_fill(~found.mask, 0.0))
+            .movedim(-1, 0)
+            .to(torch.float32),
             mask=found.mask.movedim(-1, 0),
             edge_index=found.edge_index,
             edge_weight=found.edge_attr.reshape(-1).to(torch.float32),
