@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import pickle
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tsjt_pyg.data import City, StandardScaler, rows
+from tsjt_pyg.data import City, CityPairLoader, StandardScaler, rows, windows
 from tsjt_pyg.data.mapped import write_mapped_city
 
 TENSORS = ("readings", "mask", "edge_index", "edge_weight", "pos", "step_of_day", "time_of_day")
@@ -351,3 +352,23 @@ def test_blocks_of_one_step_go_on_where_the_last_ended(tmp_path):
     whole = write_mapped_city(tmp_path / "right", [table[:1], table[1:5], table[5:]], edges)
     assert whole.time.equals(index.set_names(None))
     assert whole.readings[..., 0].tolist() == table.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(("limit", "ahead"), [(2**25, True), (100, False)])
+def test_small_batches_are_read_ahead_large_ones_only_when_asked(city, folder, monkeypatch, limit, ahead):
+    """So that a pass takes the memory of two batches at most: the loop's and the one that is being read."""
+    monkeypatch.setattr(windows, "LARGE_BATCH", limit)
+    again = City.load(folder)
+
+    def in_background(batches) -> bool:
+        next(batches)
+        found = any(thread.name == "tsjt_pyg-prefetch" for thread in threading.enumerate())
+        batches.close()
+        return found
+
+    cut = again.windows(12, 6)
+    assert in_background(cut.batches(8)) is ahead
+    assert in_background(cut.batches(8, prefetch=1))
+    assert not in_background(cut.batches(8, prefetch=0))
+    assert in_background(iter(CityPairLoader([cut], city.windows(12, 6), 8))) is ahead
+    assert not in_background(city.windows(12, 6).batches(8))

@@ -146,6 +146,7 @@ class CityPairLoader:
             lambda: map(self.__getitem__, count(step)),
             lambda pair: [*pair.source.tensors(), *pair.target.tensors()],
             [*self.sources, self.target],
+            self.batch_size,
             self.device,
             self.prefetch,
         )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LARGE_BATCH = 2**25
+"""Bytes of a batch from a file above which the memory for a second one is not taken without being asked for."""
+
 
 @dataclass(frozen=True, eq=False)
 class WindowBatch:
@@ -89,6 +92,12 @@ class Windows:
 
     def __repr__(self) -> str:
         return f"Windows({len(self)} of {self.city.name!r}, history={self.history}, horizon={self.horizon})"
+
+    @property
+    def _window_bytes(self) -> int:
+        city = self.city
+        entry = city.readings.element_size() + city.mask.element_size()
+        return (self.history + self.horizon) * city.num_nodes * city.num_channels * entry
 
     @property
     def x(self) -> Tensor:
@@ -182,7 +191,7 @@ class Windows:
                 written to them is written to the city. Shuffled windows are always copied.
             prefetch: Batches that a background thread makes in advance. Default: 2 where the readings are on the CPU
                 and the batches on a GPU (pinned, copied beside the kernels), else 1 where the readings are in a mapped
-                file, else 0. The thread ends with the loop, however that ends.
+                file and a batch is at most 32 MiB, else 0. The thread ends with the loop, however that ends.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
@@ -201,7 +210,7 @@ class Windows:
                 else:
                     yield self._at(order[first : first + count], device, copy)
 
-        yield from ahead(made, WindowBatch.tensors, [self], device, prefetch)
+        yield from ahead(made, WindowBatch.tensors, [self], batch_size, device, prefetch)
 
 
 def check_prefetch(prefetch: int | None) -> None:
@@ -214,6 +223,7 @@ def ahead(
     make: Callable[[], Iterator[T]],
     tensors: Callable[[T], list[Tensor]],
     cities: Sequence[Windows],
+    batch_size: int,
     device: torch.device | str | None,
     prefetch: int | None,
 ) -> Generator[T, None, None]:
@@ -223,12 +233,14 @@ def ahead(
         make: Makes batches, or pairs of them.
         tensors: The tensors of one of them.
         cities: The windows that batches are made of.
+        batch_size: Windows a batch.
         device: Where the batches are wanted.
         prefetch: As in :meth:`Windows.batches`.
     """
     pinned = any(windows._way(device)[1] for windows in cities)
     if prefetch is None:
-        prefetch = 2 if pinned else int(any(windows._readings.file for windows in cities))
+        small = max(batch_size * windows._window_bytes for windows in cities) <= LARGE_BATCH
+        prefetch = 2 if pinned else int(small and any(windows._readings.file for windows in cities))
     if prefetch == 0:
         yield from make()
     elif pinned:
