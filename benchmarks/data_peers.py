@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -20,6 +21,8 @@ from tsjt_pyg.data import City, WindowBatch
 
 BATCH_SIZE, HISTORY, HORIZON = 64, 12, 12
 INDEX = "PyG-Temporal, index batching"
+METR_LA_LOADER = "PyG-Temporal, index batching as its METR-LA loader sets it up"
+TSL = "tsl, StaticGraphLoader"
 COPIED, VIEWS, MAPPED = "ours", "ours, copy=False", "ours, mapped, copy=False"
 
 Loader = Callable[[Tensor | None], Iterator[Any]]
@@ -50,15 +53,19 @@ def ours(name: str, city: City, copy: bool) -> Peer:
     return Peer(name, loader, lambda batch: (batch.x, batch.y))
 
 
-def index_batching(city: City) -> Peer:
-    dataset = index_dataset_class()(
-        np.arange(num_windows(city.num_steps)), city.readings.numpy(), HISTORY, lazy=False, gpu=False
-    )
+def index_batching(name: str, city: City, with_time: bool = False) -> Peer:
+    """PyG-Temporal's windows; its METR-LA loader repeats the time of day at every node, as a second channel."""
+    values = city.readings.numpy()
+    if with_time:
+        clock = city.time_of_day.numpy()[:, None, None]
+        values = np.concatenate([values, np.broadcast_to(clock, values.shape).astype(np.float32)], axis=-1)
+    dataset = index_dataset_class()(np.arange(num_windows(city.num_steps)), values, HISTORY, lazy=False, gpu=False)
+    channels = city.num_channels
 
     def loader(order: Tensor | None) -> Iterator[list[Tensor]]:
         yield from DataLoader(dataset, BATCH_SIZE, sampler=None if order is None else order.tolist())
 
-    return Peer(INDEX, loader, lambda batch: (batch[0], batch[1]))
+    return Peer(name, loader, lambda batch: (batch[0][..., :channels], batch[1][..., :channels]))
 
 
 def static_signal(city: City) -> Peer:
@@ -81,31 +88,54 @@ def static_signal(city: City) -> Peer:
 
 
 def tsl_loader(city: City) -> Peer:
-    from tsl.data import SpatioTemporalDataset
-
-    dataset = SpatioTemporalDataset(city.readings.numpy(), window=HISTORY, horizon=HORIZON, stride=1)
+    dataset_class, loader_class = tsl_classes()
+    dataset = dataset_class(city.readings.numpy(), window=HISTORY, horizon=HORIZON, stride=1)
 
     def loader(order: Tensor | None) -> Iterator[Any]:
-        from tsl.data.loader import StaticGraphLoader
+        yield from loader_class(dataset, BATCH_SIZE, sampler=None if order is None else order.tolist())
 
-        yield from StaticGraphLoader(dataset, BATCH_SIZE, sampler=None if order is None else order.tolist())
-
-    return Peer("tsl, StaticGraphLoader", loader, lambda batch: (batch.input.x, batch.target.y))
+    return Peer(TSL, loader, lambda batch: (batch.input.x, batch.target.y))
 
 
 def index_dataset_class() -> type:
-    """PyG-Temporal's IndexDataset; its import of dask, which it needs for lazy data alone, is stood in for."""
+    """PyG-Temporal's IndexDataset, which needs dask for lazy data alone."""
     import_temporal()
-    stand_in = importlib.util.find_spec("dask") is None
-    if stand_in:
-        sys.modules["dask"] = ModuleType("dask")
-        sys.modules["dask.array"] = sys.modules["dask"].array = ModuleType("dask.array")  # type: ignore[attr-defined]
-    try:
+    with stood_in("dask", "dask.array"):
         from torch_geometric_temporal.signal.index_dataset import IndexDataset
-    finally:
-        if stand_in:
-            del sys.modules["dask"], sys.modules["dask.array"]
     return IndexDataset
+
+
+def tsl_classes() -> tuple[type, type]:
+    """tsl's data set and loader, which use neither torch-sparse nor torch-scatter (its layers do)."""
+    with stood_in("torch_sparse", "torch_scatter", "torch_scatter.utils"):
+        from tsl.data import SpatioTemporalDataset
+        from tsl.data.loader import StaticGraphLoader
+    return SpatioTemporalDataset, StaticGraphLoader
+
+
+class _Unused(ModuleType):
+    """A module whose every name exists and is never called."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@contextmanager
+def stood_in(package: str, *others: str) -> Iterator[None]:
+    """What is imported inside finds an empty package where the real one is not installed."""
+    absent = [] if importlib.util.find_spec(package) is not None else [package, *others]
+    compile_script = torch.jit.script
+    try:
+        for name in absent:
+            sys.modules[name] = _Unused(name)
+            torch.jit.script = lambda function, *_, **__: function  # it would look into functions that are not there
+        yield
+    finally:
+        torch.jit.script = compile_script
+        for name in absent:
+            del sys.modules[name]
 
 
 def makers() -> dict[str, Callable[[City], Peer]]:
@@ -114,9 +144,10 @@ def makers() -> dict[str, Callable[[City], Peer]]:
         COPIED: partial(ours, COPIED, copy=True),
         VIEWS: partial(ours, VIEWS, copy=False),
         MAPPED: partial(ours, MAPPED, copy=False),
-        INDEX: index_batching,
+        INDEX: partial(index_batching, INDEX),
+        METR_LA_LOADER: partial(index_batching, METR_LA_LOADER, with_time=True),
         "PyG-Temporal, StaticGraphTemporalSignal": static_signal,
     }
     if importlib.util.find_spec("tsl") is not None:
-        found["tsl, StaticGraphLoader"] = tsl_loader
+        found[TSL] = tsl_loader
     return found

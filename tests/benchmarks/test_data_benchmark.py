@@ -72,8 +72,17 @@ def test_the_example_is_written_in_blocks_and_has_gaps(benchmark, folder):
     assert not torch.equal(city.readings[:70], city.readings[70:140])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("dask") is not None, reason="dask is installed: nothing is stood in for")
-def test_the_import_of_dask_is_stood_in_for_and_undone(benchmark):
-    before = set(sys.modules)
-    assert benchmark.index_dataset_class().__name__ == "IndexDataset"
-    assert not {"dask", "dask.array"} & (set(sys.modules) - before)
+@pytest.mark.parametrize(("package", "classes"), [("dask", "index_dataset_class"), ("torch_sparse", "tsl_classes")])
+def test_what_a_peer_imports_and_does_not_use_is_stood_in_for_and_undone(benchmark, package, classes):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed: nothing is stood in for")
+    if classes == "tsl_classes":
+        pytest.importorskip("tsl")
+    compile_script = torch.jit.script
+    assert getattr(importlib.import_module("data_peers"), classes)()
+    assert not [name for name in sys.modules if name.split(".")[0] in (package, "torch_scatter")]
+    assert torch.jit.script is compile_script
+
+
+def test_tsl_is_measured_where_it_is_installed(benchmark):
+    assert ("tsl, StaticGraphLoader" in benchmark.makers()) == (importlib.util.find_spec("tsl") is not None)

@@ -46,9 +46,12 @@ def test_a_step_depends_on_seed_and_number_only(sources, target):
     assert not all(torch.equal(passed[step].target.index, other[step].target.index) for step in range(12))
 
 
-def test_each_loop_starts_anew(sources, target):
-    loader = CityPairLoader(sources, target, batch_size=8)
-    assert all(equal(one, other) for one, other in zip(islice(loader, 3), islice(loader, 3), strict=True))
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_loop_goes_on_where_the_one_before_stopped(sources, target, prefetch):
+    loader = CityPairLoader(sources, target, batch_size=8, prefetch=prefetch)
+    epochs = [pair for _ in range(3) for pair in islice(loader, 4)]
+    assert all(equal(pair, loader[step]) for step, pair in enumerate(epochs))
+    assert equal(next(loader.from_step(0)), epochs[0])
 
 
 def test_batches_are_the_windows_of_their_city(sources, target):
@@ -105,7 +108,7 @@ def test_a_batch_over_several_passes():
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_loader_resumes_once_and_then_starts_anew(sources, target, prefetch):
+def test_a_loader_resumes_to_the_exact_batch(sources, target, prefetch):
     loader = CityPairLoader(sources, target, batch_size=8, prefetch=prefetch)
     reference = [loader[step] for step in range(8)]
     assert loader.state_dict()["step"] == 0
@@ -118,7 +121,7 @@ def test_a_loader_resumes_once_and_then_starts_anew(sources, target, prefetch):
     again.load_state_dict(state)
     assert all(equal(one, other) for one, other in zip(islice(again, 3), reference[5:], strict=True))
     assert again.state_dict()["step"] == 8
-    assert equal(next(iter(again)), reference[0])
+    assert equal(next(iter(again)), loader[8])
 
 
 def test_a_loop_from_any_step(sources, target):
@@ -133,11 +136,14 @@ def test_a_loop_from_any_step(sources, target):
         loader[-1]
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"batch_size": 9}, {"weights": [1, 2]}, {"sources": 1}])
-def test_a_state_of_other_batches_is_refused(sources, target, other):
+@pytest.mark.parametrize("other", [{"seed": 1}, {"batch_size": 9}, {"weights": [1, 2]}, {"sources": 1}, {"target": 1}])
+def test_a_state_of_other_batches_is_refused(make_city, sources, target, other):
+    sources = [make_city(num_steps=40, name=name).windows(4, 2) for name in ("one", "two")]  # as many windows
     state = CityPairLoader(sources, target, batch_size=8).state_dict()
     if "sources" in other:
         other = {"sources": sources[::-1]}
+    if "target" in other:
+        other = {"target": make_city(num_steps=30, name="target", start="2024-05-01").windows(4, 2)}
     loader = CityPairLoader(**({"sources": sources, "target": target, "batch_size": 8} | other))
     with pytest.raises(ValueError, match=r"the state is of a loader with .*, this one has .*; its batches would be"):
         loader.load_state_dict(state)
@@ -162,6 +168,7 @@ def test_a_pass_is_drawn_once(make_city, monkeypatch):
     ("arguments", "message"),
     [
         ({"prefetch": -1}, "prefetch: expected 0 or more batches ahead, found -1"),
+        ({"weights": ["a", "b"]}, r"weights: expected 2 weights >= 0, .* found \['a', 'b'\]"),
         ({"sources": []}, "sources: expected the windows of at least one source city, found none"),
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"weights": [1]}, r"weights: expected 2 weights >= 0, one a source, not all 0; found \[1\]"),
@@ -181,10 +188,34 @@ def test_messages(sources, target, arguments, message):
     [
         (5, 2, 1, "history 5, the target target has 4"),
         (4, 3, 1, "horizon 3, the target target has 2"),
-        (4, 2, 2, r"channels 2, the target target has 1; one model reads both.*City.select"),
+        (4, 2, 2, r"channels \('reading_0', 'reading_1'\), the target target has \('reading',\); bring.*City.select"),
     ],
 )
 def test_source_and_target_must_be_alike(make_city, sources, target, history, horizon, channels, message):
     odd = make_city(num_channels=channels, name="odd").windows(history, horizon)
     with pytest.raises(ValueError, match=rf"sources\[1\]: odd has {message}"):
         CityPairLoader([sources[0], odd], target)
+
+
+def test_a_source_of_another_quantity_or_interval_is_refused(make_city, target):
+    with pytest.raises(ValueError, match=r"sources\[0\]: odd has channels \('flow',\), the target target has .*select"):
+        CityPairLoader([make_city(channels="flow", name="odd").windows(4, 2)], target)
+    with pytest.raises(ValueError, match=r"sources\[0\]: odd has interval 0 days 02:00:00, the target .*City.resample"):
+        CityPairLoader([make_city(interval="2h", name="odd").windows(4, 2)], target)
+
+
+def test_another_unit_is_said_and_taken(make_city, target, caplog):
+    with caplog.at_level("INFO"):
+        CityPairLoader([make_city(units="mph", name="odd").windows(4, 2)], target)
+    assert "target is in unknown units, odd in mph: scale each by its own statistics" in caplog.text
+
+
+def test_one_source_is_a_list_of_one(target):
+    with pytest.raises(TypeError, match=r"sources: expected a list of windows.*write \[windows\]"):
+        CityPairLoader(target, target)
+
+
+@pytest.mark.parametrize("state", [{}, {"seed": 0, "step": 3}, {"a": 1}])
+def test_a_state_of_something_else_is_refused(sources, target, state):
+    with pytest.raises(ValueError, match=r"state_dict: it has no '\w+', so it is not what CityPairLoader.state_dict"):
+        CityPairLoader(sources, target).load_state_dict(state)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache
 from itertools import count
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .windows import WindowBatch, Windows, ahead, check_prefetch
+
+if TYPE_CHECKING:
+    from .city import City
+
+logger = logging.getLogger(__name__)
 
 
 class CityPair(NamedTuple):
@@ -48,8 +54,8 @@ class CityPairLoader:
     Step ``k`` is a pure function of ``seed`` and ``k``: ``loader[k]``. The target has few windows and is passed over
     many times; the sources take turns in a random order, each as often as its share of ``weights`` says.
 
-    Each loop starts at step 0, but the first after :meth:`load_state_dict`, which goes on with the batch that would
-    have come next (as torchdata's StatefulDataLoader does); :meth:`from_step` starts at any.
+    A loop goes on where the one before it stopped: an epoch of 100 steps is ``islice(loader, 100)``, and the next one
+    sees other pairs. So it does after :meth:`load_state_dict`; :meth:`from_step` starts at any step.
 
     Args:
         sources: Windows of each source city.
@@ -62,7 +68,8 @@ class CityPairLoader:
             :meth:`Windows.batches <tsjt_pyg.data.Windows.batches>`.
 
     Raises:
-        ValueError: If there is no source, history, horizon or number of channels of a source differ from the target's,
+        TypeError: If ``sources`` is one city's windows and not a list of them.
+        ValueError: If there is no source, history, horizon, channels or interval of a source differ from the target's,
             or ``batch_size``, ``weights`` or ``prefetch`` make no sense.
 
     Example:
@@ -79,31 +86,34 @@ class CityPairLoader:
         device: torch.device | str | None = None,
         prefetch: int | None = None,
     ) -> None:
+        if isinstance(sources, Windows):
+            raise TypeError("sources: expected a list of windows, one a source city, found Windows; write [windows]")
         if not sources:
             raise ValueError("sources: expected the windows of at least one source city, found none")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         check_prefetch(prefetch)
         for i, windows in enumerate(sources):
-            for what, found, expected in (
-                ("history", windows.history, target.history),
-                ("horizon", windows.horizon, target.horizon),
-                ("channels", windows.city.num_channels, target.city.num_channels),
-            ):
+            for what in ("history", "horizon"):
+                found, expected = getattr(windows, what), getattr(target, what)
                 if found != expected:
                     raise ValueError(
                         f"sources[{i}]: {windows.city.name} has {what} {found}, the target {target.city.name} has "
-                        f"{expected}; one model reads both, so make them equal (City.select chooses channels)"
+                        f"{expected}; one model reads both, so make them equal"
                     )
-        shares = torch.ones(len(sources)) if weights is None else torch.tensor(weights, dtype=torch.float32)
-        if tuple(shares.shape) != (len(sources),) or not (shares >= 0).all() or not 0 < shares.sum() < torch.inf:
+            check_comparable(windows.city, target.city, f"sources[{i}]")
+        try:
+            shares = torch.ones(len(sources)) if weights is None else torch.tensor(weights, dtype=torch.float32)
+            fits = tuple(shares.shape) == (len(sources),) and bool((shares >= 0).all()) and 0 < shares.sum() < torch.inf
+        except (TypeError, ValueError):  # no numbers
+            fits = False
+        if not fits:
             raise ValueError(f"weights: expected {len(sources)} weights >= 0, one a source, not all 0; found {weights}")
         self.sources, self.target, self.batch_size, self.seed = tuple(sources), target, batch_size, seed
         self.weights = shares / shares.sum()
 
         self.device, self.prefetch = device, prefetch
         self._next_step = 0
-        self._resume = False
 
     def target_batch(self, step: int) -> WindowBatch:
         """The target batch of step ``step``."""
@@ -126,9 +136,7 @@ class CityPairLoader:
         return CityPair(source, self.target_batch(step), which)
 
     def __iter__(self) -> Iterator[CityPair]:
-        step = self._next_step if self._resume else 0
-        self._resume = False
-        return self.from_step(step)
+        return self.from_step(self._next_step)
 
     def from_step(self, step: int) -> Iterator[CityPair]:
         """The pairs of steps ``step``, ``step + 1``, … without end.
@@ -155,28 +163,66 @@ class CityPairLoader:
                 yield pair
 
     def state_dict(self) -> dict[str, Any]:
-        """Which step comes next in the latest loop, and what the steps depend on."""
+        """Which step comes next, and what the steps depend on, in plain numbers and strings."""
         return {"step": self._next_step, **self._about()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The next loop goes on where the loader of ``state_dict`` was; :attr:`batch_size` and so on must be the same.
+        """The next loop goes on where the loader of ``state_dict`` was; cities, :attr:`batch_size` and so on must be
+        the same.
 
         Raises:
             ValueError: If they are not: its batches would be others.
         """
-        for name, here in self._about().items():
+        about = self._about()
+        missing = [name for name in ("step", *about) if name not in state_dict]
+        if missing:
+            raise ValueError(
+                f"state_dict: it has no {missing[0]!r}, so it is not what CityPairLoader.state_dict() gives; found "
+                f"{', '.join(map(repr, state_dict)) or 'nothing'}"
+            )
+        for name, here in about.items():
             if state_dict[name] != here:
                 raise ValueError(
                     f"{name}: the state is of a loader with {state_dict[name]}, this one has {here}; its batches would "
                     "be others"
                 )
-        self._next_step, self._resume = int(state_dict["step"]), True
+        self._next_step = int(state_dict["step"])
 
     def _about(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "weights": self.weights.tolist(),
-            "source_windows": [len(windows) for windows in self.sources],
-            "target_windows": len(self.target),
+            "sources": [_described(windows) for windows in self.sources],
+            "target": _described(self.target),
         }
+
+
+def _described(windows: Windows) -> list[Any]:
+    """What the windows of a city are, without reading a city that may be larger than memory."""
+    city = windows.city
+    return [city.name, str(city.start), city.num_nodes, windows.stride, len(windows)]
+
+
+def check_comparable(source: City, target: City, label: str) -> None:
+    """One model reads both: the channels and the interval must be the same, the units need not.
+
+    Raises:
+        ValueError: If they are not; ``label`` says which source it is.
+    """
+    for argument in ("channels", "interval"):
+        here, there = getattr(target, argument), getattr(source, argument)
+        if here != there:
+            raise ValueError(
+                f"{label}: {source.name} has {argument} {there}, the target {target.name} has {here}; bring them "
+                f"together with City.{'resample' if argument == 'interval' else 'select'}"
+            )
+    if source.units != target.units:
+        logger.info(
+            "%s is in %s, %s in %s: scale each by its own statistics",
+            *(
+                part
+                for city in (target, source)
+                for part in (city.name, ", ".join(filter(None, city.units)) or "unknown units")
+            ),
+        )

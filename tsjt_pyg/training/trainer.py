@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import City, CityPairLoader, StandardScaler, Windows
-from ..data.pairs import shuffled_index
+from ..data.pairs import check_comparable, shuffled_index
 from ..optim import SkewHistory, TargetSkewedOptimizer
 from .checkpoint import (
     BEST,
@@ -221,17 +221,7 @@ def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> 
     if strategy.uses_sources and not sources:
         raise ValueError(f"sources: strategy {strategy.name!r} learns from source cities, found none")
     for city in sources:
-        for argument in ("channels", "units", "interval"):
-            here, there = getattr(target, argument), getattr(city, argument)
-            if argument == "units" and here != there:
-                logger.info(
-                    "%s is in %s, %s in %s: each is scaled by its own statistics", target.name, here, city.name, there
-                )
-            elif here != there:
-                raise ValueError(
-                    f"sources: {city.name} has {argument} {there}, the target {target.name} has {here}; bring them "
-                    f"together with City.{'resample' if argument == 'interval' else 'select'}"
-                )
+        check_comparable(city, target, "sources")
 
 
 class _Batches:
