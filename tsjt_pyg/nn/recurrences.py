@@ -16,6 +16,12 @@ from torch import Tensor
 Basis = Callable[[Tensor], list[Tensor]]
 """``[N, ..., C]`` to ``M`` tensors of that shape, linear in its argument."""
 
+State = tuple[Tensor, ...]
+"""What a cell hands from one step to the next, ``[N, B, F]`` each: the hidden state first."""
+
+Steps = tuple[list[Tensor], State]
+"""The hidden states ``[N, B, F]`` after each step, and what a further step would start from."""
+
 
 class GRUWeights(NamedTuple):
     """Update and reset gate side by side, and the candidate. A weight is ``[M * C, out]`` over a basis of ``M``."""
@@ -38,8 +44,10 @@ class LSTMWeights(NamedTuple):
     peepholes: tuple[Tensor, Tensor, Tensor] | None
 
 
-def gru_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: GRUWeights) -> list[Tensor]:
-    r"""The state after each step, starting from zero.
+def gru_states(
+    x: Tensor, input_basis: Basis, state_basis: Basis, weights: GRUWeights, start: State | None = None
+) -> Steps:
+    r"""The state after each step, starting from ``start`` or from zero.
 
     .. math::
         \mathbf{Z}, \mathbf{R} = \sigma(\ldots), \quad
@@ -49,7 +57,9 @@ def gru_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: GRUWe
     basis = _steps_first(input_basis(x))
     gate_inputs = project(basis, weights.input_gates, weights.bias_gates)
     candidate_inputs = project(basis, weights.input_candidate, weights.bias_candidate)
-    state = gate_inputs.new_zeros(*gate_inputs.shape[1:-1], weights.input_candidate.size(-1))
+    if start is None:
+        start = (gate_inputs.new_zeros(*gate_inputs.shape[1:-1], weights.input_candidate.size(-1)),)
+    (state,) = start
     states = []
     # unbind, not indexing: its backward is one stack instead of a tensor of zeros for each step.
     for gate_input, candidate_input in zip(gate_inputs.unbind(0), candidate_inputs.unbind(0), strict=True):
@@ -58,11 +68,13 @@ def gru_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: GRUWe
         candidate = torch.tanh(_add_product(candidate_input, state_basis(state * reset), weights.state_candidate))
         state = torch.lerp(candidate, state, update)
         states.append(state)
-    return states
+    return states, (state,)
 
 
-def lstm_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: LSTMWeights) -> list[Tensor]:
-    r"""The hidden state after each step, starting from zero state and memory.
+def lstm_states(
+    x: Tensor, input_basis: Basis, state_basis: Basis, weights: LSTMWeights, start: State | None = None
+) -> Steps:
+    r"""The hidden state after each step, starting from ``start`` (state and memory) or from zero.
 
     .. math::
         \mathbf{C} \leftarrow \mathbf{F} \odot \mathbf{C} + \mathbf{I} \odot \tilde{\mathbf{C}}, \quad
@@ -71,7 +83,9 @@ def lstm_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: LSTM
     The output gate looks through its peephole at the new memory, the other two at the old one.
     """
     inputs = project(_steps_first(input_basis(x)), weights.inputs, weights.bias)
-    state = memory = inputs.new_zeros(*inputs.shape[1:-1], weights.inputs.size(-1) // 4)
+    if start is None:
+        start = (inputs.new_zeros(*inputs.shape[1:-1], weights.inputs.size(-1) // 4),) * 2
+    state, memory = start
     states = []
     for step in inputs.unbind(0):
         parts = _add_product(step, state_basis(state), weights.state).chunk(4, dim=-1)
@@ -84,7 +98,12 @@ def lstm_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: LSTM
             leave = leave + weights.peepholes[2] * memory
         state = torch.sigmoid(leave) * torch.tanh(memory)
         states.append(state)
-    return states
+    return states, (state, memory)
+
+
+def itself(features: Tensor) -> list[Tensor]:
+    """The basis of the features alone."""
+    return [features]
 
 
 def project(basis: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

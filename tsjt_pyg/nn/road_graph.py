@@ -1,0 +1,67 @@
+"""A city's road network as the cells see it, with the operators made of it, each built once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+RECENT = 32
+"""Road networks whose operators are kept; the one that was not asked for the longest makes room for another."""
+
+_recent: OrderedDict[tuple[Hashable, ...], RoadGraph] = OrderedDict()
+
+
+class RoadGraph:
+    """Edges and weights of one city.
+
+    Args:
+        edge_index: ``[2, E]``, from and to.
+        edge_weight: ``[E]``, or ``None`` where every edge weighs the same.
+        num_nodes: Number of nodes ``N``.
+    """
+
+    def __init__(self, edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -> None:
+        self.edge_index, self.edge_weight, self.num_nodes = edge_index, edge_weight, num_nodes
+        self._operators: dict[Hashable, object] = {}
+
+    def weight(self, dtype: torch.dtype) -> Tensor | None:
+        """The weights in the given precision."""
+        return None if self.edge_weight is None else self.edge_weight.to(dtype)
+
+    def operator(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What ``build()`` made of this road network when it was first asked for.
+
+        Args:
+            key: Names the operator and everything that it depends on besides the road network.
+            build: Makes it.
+        """
+        if key not in self._operators:
+            with torch.inference_mode(False):  # training may need it next
+                self._operators[key] = build()
+        return self._operators[key]  # type: ignore[return-value]
+
+
+def road_graph(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -> RoadGraph:
+    """The road network of these very tensors, with what was built of it before.
+
+    It is recognised by the tensors' identity, never by a flag: other tensors, or the same ones changed in place, are
+    another road network. A learned edge weight is another one at every call.
+    """
+    if edge_weight is not None and edge_weight.requires_grad:
+        return RoadGraph(edge_index, edge_weight, num_nodes)
+    tensors = [edge_index] if edge_weight is None else [edge_index, edge_weight]
+    if any(tensor.is_inference() for tensor in tensors):  # they do not count their changes
+        return RoadGraph(edge_index, edge_weight, num_nodes)
+    # The graph holds the tensors, so that no other can have their ids while it is kept.
+    key = (num_nodes, *((id(tensor), tensor._version) for tensor in tensors))
+    graph = _recent.pop(key, None) or RoadGraph(edge_index, edge_weight, num_nodes)
+    _recent[key] = graph
+    if len(_recent) > RECENT:
+        _recent.popitem(last=False)
+    return graph
