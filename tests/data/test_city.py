@@ -286,6 +286,16 @@ def test_parts_must_fit_each_other(change, message):
         (lambda: City.from_adjacency(READINGS, CHAIN, units=5), "units: expected one text a channel.*found 5"),
         (lambda: City.from_adjacency(READINGS, CHAIN, start="NaT"), "start: expected a time .*found 'NaT'"),
         (
+            lambda: City.from_adjacency(READINGS, CHAIN, start="2024-01-01T00:00Z"),
+            r"start: the time 2024-01-01 00:00:00\+00:00 has the time zone UTC, a city keeps local time .*tz_localize",
+        ),
+        (
+            lambda: replace(
+                City.from_adjacency(READINGS, CHAIN), start=pd.Timestamp("2024-01-01", tz="Europe/Amsterdam")
+            ),
+            "start: .* has the time zone Europe/Amsterdam, a city keeps local time without one",
+        ),
+        (
             lambda: City.from_adjacency(READINGS, CHAIN, channels=["a", "b"]),
             r"channels: .* 1 channels, found \['a', 'b'\]",
         ),

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .city_roads import Keep, OsmnxOptions, SensorOptions, join_network, osmnx_parts, sensor_parts
-from .clean import ReadingsLike, check_ids
+from .clean import ReadingsLike
 from .graph import (
     Edges,
     MatrixLike,
@@ -23,9 +23,19 @@ from .graph import (
     edges_from_distances,
     edges_from_positions,
 )
+from .ids import check_ids
 from .impute import Method, impute
 from .nodes import drop_nodes, keep_nodes
-from .parts import DEFAULT_INTERVAL, DEFAULT_START, About, AboutReadings, CityParts, city_parts, parse_interval
+from .parts import (
+    DEFAULT_INTERVAL,
+    DEFAULT_START,
+    About,
+    AboutReadings,
+    CityParts,
+    check_local,
+    city_parts,
+    parse_interval,
+)
 from .repair import Repair, Rules, repair
 from .road_network import Nodes, Roads, Weight, road_network_from_networkx
 from .rows import row_blocks
@@ -105,12 +115,13 @@ class City:
             raise ValueError(f"edge_weight: expected shape [{num_edges}], found {[*self.edge_weight.shape]}")
         if num_edges and not (torch.isfinite(self.edge_weight).all() and (self.edge_weight >= 0).all()):
             raise ValueError("edge_weight: weights must be finite and not negative")
-        check_ids(self.node_ids, self.num_nodes)
+        object.__setattr__(self, "node_ids", check_ids(self.node_ids, self.num_nodes))
         for argument in ("channels", "units"):
             if len(getattr(self, argument)) != self.num_channels:
                 raise ValueError(
                     f"{argument}: the readings have {self.num_channels} channels, found {getattr(self, argument)}"
                 )
+        check_local(self.start)
         if self.interval <= pd.Timedelta(0) or _DAY % self.interval != pd.Timedelta(0):
             raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {self.interval}")
         if self.pos is not None and tuple(self.pos.shape) != (self.num_nodes, 2):
@@ -185,7 +196,8 @@ class City:
 
         Args:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
-            positions: Latitude and longitude in degrees, ``[N, 2]`` or a table indexed by node id.
+            positions: Latitude and longitude in degrees, ``[N, 2]`` or a table with a column for the node id or
+                indexed by it; see :func:`~tsjt_pyg.data.places.check_positions`.
             k: Number of neighbours.
             sigma: Metres; default: the root mean square of the distances.
             **about: As in :meth:`from_adjacency`.

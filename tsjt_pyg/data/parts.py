@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from .clean import ReadingsLike, check_ids, clean_readings
-from .graph import MatrixLike, check_positions
+from .clean import ReadingsLike, clean_readings
+from .graph import MatrixLike
+from .ids import check_ids
+from .places import check_positions
 
 DEFAULT_START = pd.Timestamp("2001-01-01")
 """A Monday, midnight: the time of the first step where nothing else is known."""
@@ -44,7 +46,8 @@ class About(AboutReadings, total=False):
     """The same, with positions where the road network does not come from them.
 
     Args:
-        positions: Latitude and longitude in degrees, ``[N, 2]`` or a table indexed by node id.
+        positions: Latitude and longitude in degrees, ``[N, 2]`` or a table with a column for the node id or indexed
+            by it; see :func:`~tsjt_pyg.data.places.check_positions`.
     """
 
     positions: MatrixLike
@@ -90,7 +93,10 @@ def city_parts(
     num_nodes, num_channels = clean.readings.shape[1:]
     given_ids = about.get("node_ids")
     if given_ids is not None and clean.node_ids is not None:
-        raise ValueError("node_ids: the readings are a table, whose columns are the node ids; leave node_ids out")
+        raise ValueError(
+            "node_ids: the readings are a table, whose columns are the node ids; leave node_ids out, and rename the "
+            "columns if they are not"
+        )
     from_graph = given_ids is None and clean.node_ids is None and graph_ids is not None
     if given_ids is None:
         given_ids = clean.node_ids or graph_ids or range(num_nodes)
@@ -135,7 +141,17 @@ def _start(start: str | pd.Timestamp) -> pd.Timestamp:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r} ({error})") from error
     if found is pd.NaT:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r}")
+    check_local(found)
     return found
+
+
+def check_local(start: pd.Timestamp) -> None:
+    """Refuses a time with a time zone: a city's steps are local times without one."""
+    if start.tz is not None:
+        raise ValueError(
+            f"start: the time {start} has the time zone {start.tz}, a city keeps local time without one; convert it "
+            "with pandas.Timestamp(start).tz_convert('America/Los_Angeles').tz_localize(None), with the zone of the city"
+        )
 
 
 def parse_interval(interval: str | pd.Timedelta) -> pd.Timedelta:

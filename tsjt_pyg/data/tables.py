@@ -11,10 +11,12 @@ import pandas as pd
 import torch
 
 from .city import City
+from .ids import id_text
 from .parts import About, AboutReadings
-from .table_file import Table, TableLike, id_text, open_table
+from .table_columns import NAMES, find_column, no_column
+from .table_file import Table, TableLike, open_table
 from .table_report import TableReport
-from .table_rows import NAMES, Duplicates, Rows, arrange, find_column, long_rows, no_column, wide_rows
+from .table_rows import Duplicates, Rows, arrange, long_rows, wide_rows
 
 logger = logging.getLogger(__name__)
 
