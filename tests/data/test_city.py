@@ -210,6 +210,26 @@ def test_resample_needs_every_part_observed(reduce, function):
     assert city.readings[1, 0, 0] == 0
 
 
+@pytest.mark.parametrize(
+    ("unit", "summed"),
+    [
+        ("veh/5min", "veh/15min"),
+        ("vehicles/5 min", "veh/15min"),
+        ("veh/h", "veh/3h"),  # of three rates an hour the sum is one in three hours
+        ("veh/20min", "veh/h"),
+        ("trips/8h", "trips/day"),
+        *((unit, unit) for unit in ("trips", "", "veh", "km/h", "m/s", "fraction")),
+    ],
+)
+def test_a_sum_counts_over_a_longer_time_and_a_mean_does_not(make_city, unit, summed):
+    city = make_city(units=unit, interval="5min")
+    longer = city.resample("15min", "sum")
+    assert longer.units == (summed,)
+    assert city.resample("15min").units == city.units
+    if summed.startswith("veh/"):
+        torch.testing.assert_close(longer.to_units("veh/h").readings, city.to_units("veh/h").resample("15min").readings)
+
+
 def test_to_undirected_keeps_the_larger_weight():
     city = City.from_edge_index(READINGS, torch.tensor([[0, 1, 1], [1, 0, 2]]), torch.tensor([0.2, 0.9, 0.5]))
     expected = np.array([[0, 0.9, 0], [0.9, 0, 0.5], [0, 0.5, 0]])

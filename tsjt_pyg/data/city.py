@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -34,7 +34,6 @@ from .parts import (
     CityParts,
     check_local,
     city_parts,
-    parse_interval,
 )
 from .repair import Repair, Rules, repair
 from .road_network import Nodes, Roads, Weight, road_network_from_networkx
@@ -42,6 +41,7 @@ from .rows import row_blocks
 from .snap import Snapped
 from .split import FewShotSplit, few_shot_steps
 from .units import convert_units
+from .views import Reduce, between, resample, select
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -411,52 +411,18 @@ class City:
 
     def between(self, first: int, last: int) -> City:
         """The steps ``first <= t < last``, as views."""
-        if not 0 <= first < last <= self.num_steps:
-            raise ValueError(f"between: expected 0 <= first < last <= {self.num_steps}, found {first} and {last}")
-        return replace(
-            self,
-            readings=self.readings[first:last],
-            mask=self.mask[first:last],
-            start=self.start + first * self.interval,
-        )
+        return between(self, first, last)
 
     def select(self, channels: Sequence[str] | str) -> City:
         """The city with the given channels, in that order."""
-        names = [channels] if isinstance(channels, str) else list(channels)
-        unknown = [name for name in names if name not in self.channels]
-        if unknown or not names:
-            raise ValueError(f"channels: {self.name} has {list(self.channels)}, found {names}")
-        index = [self.channels.index(name) for name in names]
-        if tuple(names) == self.channels:
-            return self
-        return replace(
-            self,
-            readings=self.readings[..., index],
-            mask=self.mask[..., index],
-            channels=tuple(names),
-            units=tuple(self.units[i] for i in index),
-        )
+        return select(self, channels)
 
-    def resample(self, interval: str | pd.Timedelta, reduce: Literal["mean", "sum"] = "mean") -> City:
-        """The city at a longer interval; a new entry is observed where all the old ones in it are.
+    def resample(self, interval: str | pd.Timedelta, reduce: Reduce = "mean") -> City:
+        """The city at a longer interval: ``"mean"`` of speeds, ``"sum"`` of counts.
 
-        Args:
-            interval: A multiple of the city's interval; steps that do not fill a last one are dropped.
-            reduce: ``"mean"`` (speeds, occupancy) or ``"sum"`` (counts).
+        An entry is observed where all its parts are; see :func:`tsjt_pyg.data.views.resample`.
         """
-        longer = parse_interval(interval)
-        if longer < self.interval or longer % self.interval != pd.Timedelta(0):
-            raise ValueError(f"interval: expected a multiple of {self.interval}, found {longer}")
-        if reduce not in ("mean", "sum"):
-            raise ValueError(f"reduce: expected 'mean' or 'sum', found {reduce!r}")
-        factor = int(longer // self.interval)
-        steps = self.num_steps // factor
-        if steps == 0:
-            raise ValueError(f"interval: {self.name} has {self.num_steps} steps, {longer} takes {factor}")
-        blocks = self.readings[: steps * factor].reshape(steps, factor, self.num_nodes, self.num_channels)
-        mask = self.mask[: steps * factor].reshape(blocks.shape).all(dim=1)
-        readings = blocks.sum(dim=1) if reduce == "sum" else blocks.mean(dim=1)
-        return replace(self, readings=readings.masked_fill(~mask, 0.0), mask=mask, interval=longer)
+        return resample(self, interval, reduce)
 
     def to_units(self, units: str | Mapping[str, str]) -> City:
         """The city in other units, as ``"km/h"`` or ``{"speed": "km/h"}``; see :mod:`tsjt_pyg.data.units`."""

@@ -13,6 +13,7 @@ from .clean import ReadingsLike, clean_readings
 from .graph import MatrixLike
 from .ids import check_ids
 from .places import check_positions
+from .units import known_unit
 
 DEFAULT_START = pd.Timestamp("2001-01-01")
 """A Monday, midnight: the time of the first step where nothing else is known."""
@@ -28,7 +29,8 @@ class AboutReadings(TypedDict, total=False):
         mask: Bool, shape of the readings, ``True`` = observed; combined with their NaNs.
         node_ids: One unique id a node. Default: the columns of a table, the nodes of a networkx graph, or 0, 1, ….
         channels: One name a channel. Default: ``"reading"``, or the keys of a mapping of tables.
-        units: One unit a channel. Default: none.
+        units: One unit a channel; of its spellings (``"kph"``) the usual one (``"km/h"``) is kept, see
+            :mod:`tsjt_pyg.data.units`. Default: none.
         start: Local time of the first step. Default: a table's index, or 2001-01-01, a Monday.
         interval: Time between two steps. Default: a table's index, or 5 minutes.
     """
@@ -112,7 +114,7 @@ def city_parts(
         "mask": clean.mask,
         "node_ids": node_ids,
         "channels": _names(about.get("channels"), clean.channels, num_channels, "channels", "reading"),
-        "units": _names(about.get("units"), None, num_channels, "units", ""),
+        "units": tuple(map(known_unit, _names(about.get("units"), None, num_channels, "units", ""))),
         "start": _start(start) if start is not None else clean.start or DEFAULT_START,
         "interval": parse_interval(interval) if interval is not None else clean.interval or DEFAULT_INTERVAL,
         "pos": None if positions is None else check_positions(positions, node_ids),
@@ -149,8 +151,8 @@ def check_local(start: pd.Timestamp) -> None:
     """Refuses a time with a time zone: a city's steps are local times without one."""
     if start.tz is not None:
         raise ValueError(
-            f"start: the time {start} has the time zone {start.tz}, a city keeps local time without one; convert it "
-            "with pandas.Timestamp(start).tz_convert('America/Los_Angeles').tz_localize(None), with the zone of the city"
+            f"start: the time {start} has the time zone {start.tz}, a city keeps local time without one; convert it to "
+            "the city's with pandas.Timestamp(start).tz_convert('America/Los_Angeles').tz_localize(None)"
         )
 
 
