@@ -18,6 +18,7 @@ NAMES = {
     "to": ("to", "to_id", "target", "destination", "destination_id", "v"),
     "distance": ("distance", "cost", "length", "metres", "meters"),
     "weight": ("weight",),
+    "unit": ("unit", "units"),
 }
 """What a column is for, and the names it goes by (in lower case); the first that is there counts."""
 

@@ -103,7 +103,9 @@ def long_rows(
     if time is None:
         raise no_column(table, "time")
     others = [column for column in table.frame.columns if column not in (time, sensor)]
-    no_channels = {name for role in ("time", "sensor", "latitude", "longitude") for name in NAMES[role]} | {"index"}
+    no_channels = {name for role in ("time", "sensor", "latitude", "longitude", "unit") for name in NAMES[role]} | {
+        "index"
+    }
     given = channels is not None
     if channels is None:
         channels = [c for c in others if c.lower() not in no_channels and not c.startswith("Unnamed: ")]
