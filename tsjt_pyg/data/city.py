@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .city_check import check_city
 from .city_roads import Keep, OsmnxOptions, SensorOptions, join_network, osmnx_parts, sensor_parts
 from .clean import ReadingsLike
 from .graph import (
@@ -32,7 +33,6 @@ from .parts import (
     About,
     AboutReadings,
     CityParts,
-    check_local,
     city_parts,
 )
 from .repair import Repair, Rules, repair
@@ -93,39 +93,8 @@ class City:
     pos: Tensor | None = field(default=None)
 
     def __post_init__(self) -> None:
-        if self.readings.dim() != 3 or self.readings.dtype != torch.float32:
-            raise ValueError(
-                f"readings: expected a float32 tensor [T, N, C], found {self.readings.dtype} {[*self.readings.shape]}"
-            )
-        if self.mask.shape != self.readings.shape or self.mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected a bool tensor {[*self.readings.shape]}, found {self.mask.dtype} {[*self.mask.shape]}"
-            )
-        if self.edge_index.dim() != 2 or self.edge_index.shape[0] != 2 or self.edge_index.dtype != torch.int64:
-            raise ValueError(
-                f"edge_index: expected an int64 tensor [2, E], found {self.edge_index.dtype} {[*self.edge_index.shape]}"
-            )
-        num_edges = self.edge_index.shape[1]
-        if num_edges and not 0 <= int(self.edge_index.min()) <= int(self.edge_index.max()) < self.num_nodes:
-            raise ValueError(
-                f"edge_index: expected nodes 0 to {self.num_nodes - 1} (the readings have {self.num_nodes} nodes), "
-                f"found {int(self.edge_index.min())} to {int(self.edge_index.max())}"
-            )
-        if tuple(self.edge_weight.shape) != (num_edges,):
-            raise ValueError(f"edge_weight: expected shape [{num_edges}], found {[*self.edge_weight.shape]}")
-        if num_edges and not (torch.isfinite(self.edge_weight).all() and (self.edge_weight >= 0).all()):
-            raise ValueError("edge_weight: weights must be finite and not negative")
+        check_city(self)
         object.__setattr__(self, "node_ids", check_ids(self.node_ids, self.num_nodes))
-        for argument in ("channels", "units"):
-            if len(getattr(self, argument)) != self.num_channels:
-                raise ValueError(
-                    f"{argument}: the readings have {self.num_channels} channels, found {getattr(self, argument)}"
-                )
-        check_local(self.start)
-        if self.interval <= pd.Timedelta(0) or _DAY % self.interval != pd.Timedelta(0):
-            raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {self.interval}")
-        if self.pos is not None and tuple(self.pos.shape) != (self.num_nodes, 2):
-            raise ValueError(f"pos: expected shape [{self.num_nodes}, 2], found {[*self.pos.shape]}")
 
     # --- constructors -------------------------------------------------------------------------------------------
 
