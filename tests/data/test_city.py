@@ -210,6 +210,26 @@ def test_resample_needs_every_part_observed(reduce, function):
     assert city.readings[1, 0, 0] == 0
 
 
+@pytest.mark.parametrize(
+    ("unit", "summed"),
+    [
+        ("veh/5min", "veh/15min"),
+        ("vehicles/5 min", "veh/15min"),
+        ("veh/h", "veh/3h"),  # of three rates an hour the sum is one in three hours
+        ("veh/20min", "veh/h"),
+        ("trips/8h", "trips/day"),
+        *((unit, unit) for unit in ("trips", "", "veh", "km/h", "m/s", "fraction")),
+    ],
+)
+def test_a_sum_counts_over_a_longer_time_and_a_mean_does_not(make_city, unit, summed):
+    city = make_city(units=unit, interval="5min")
+    longer = city.resample("15min", "sum")
+    assert longer.units == (summed,)
+    assert city.resample("15min").units == city.units
+    if summed.startswith("veh/"):
+        torch.testing.assert_close(longer.to_units("veh/h").readings, city.to_units("veh/h").resample("15min").readings)
+
+
 def test_to_undirected_keeps_the_larger_weight():
     city = City.from_edge_index(READINGS, torch.tensor([[0, 1, 1], [1, 0, 2]]), torch.tensor([0.2, 0.9, 0.5]))
     expected = np.array([[0, 0.9, 0], [0.9, 0, 0.5], [0, 0.5, 0]])
@@ -285,6 +305,16 @@ def test_parts_must_fit_each_other(change, message):
         (lambda: City.from_adjacency(READINGS, CHAIN, units={"reading": "mph"}), "units: expected one text a channel"),
         (lambda: City.from_adjacency(READINGS, CHAIN, units=5), "units: expected one text a channel.*found 5"),
         (lambda: City.from_adjacency(READINGS, CHAIN, start="NaT"), "start: expected a time .*found 'NaT'"),
+        (
+            lambda: City.from_adjacency(READINGS, CHAIN, start="2024-01-01T00:00Z"),
+            r"start: the time 2024-01-01 00:00:00\+00:00 has the time zone UTC, a city keeps local time .*tz_localize",
+        ),
+        (
+            lambda: replace(
+                City.from_adjacency(READINGS, CHAIN), start=pd.Timestamp("2024-01-01", tz="Europe/Amsterdam")
+            ),
+            "start: .* has the time zone Europe/Amsterdam, a city keeps local time without one",
+        ),
         (
             lambda: City.from_adjacency(READINGS, CHAIN, channels=["a", "b"]),
             r"channels: .* 1 channels, found \['a', 'b'\]",

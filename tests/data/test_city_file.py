@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -57,10 +56,16 @@ def test_round_trip_of_a_view_without_places_and_roads(tmp_path):
     assert same(city, City.load(city.save(str(tmp_path / "bare"))))
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Amsterdam"])
-def test_a_time_zone_keeps_the_local_time(make_city, tmp_path, zone):
-    city = make_city(start=pd.Timestamp("2024-03-02 07:30", tz=zone))
-    again = City.load(city.save(tmp_path / "x.npz"))
+@pytest.mark.parametrize("zone", ["+00:00", "+01:00"])
+def test_a_file_whose_start_has_a_time_zone_keeps_the_local_time(make_city, tmp_path, zone):
+    city = make_city(start="2024-03-02 07:30")
+    path = city.save(tmp_path / "x.npz")
+    with np.load(path) as arrays:
+        changed = dict(arrays)
+    about = json.loads(str(changed["about"]))
+    changed["about"] = np.array(json.dumps({**about, "start": about["start"] + zone}))
+    np.savez(path, **changed)
+    again = City.load(path)
     assert again.start == city.start
     assert torch.equal(again.time_of_day, city.time_of_day)
 

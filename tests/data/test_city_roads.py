@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import runpy
+from dataclasses import replace
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import Collection, LineCollection
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from torch_geometric.utils import from_networkx
 
 from tsjt_pyg import City
 from tsjt_pyg.data import read_roads, snap_sensors
+from tsjt_pyg.evaluation import plot_city
 
 METRE = 1 / 111_195.08
 
@@ -292,11 +299,17 @@ def test_unknown_options_are_named():
 # --- a real one
 
 
-def test_west_oakland_end_to_end(cities_root):
+@pytest.fixture
+def west_oakland(cities_root: Path) -> Path:
     pytest.importorskip("osmnx")
     path = cities_root / "osm" / "West-Oakland.osm.bz2"
     if not path.is_file():
         pytest.skip(f"there is no {path}")
+    return path
+
+
+def test_west_oakland_end_to_end(west_oakland, tmp_path, monkeypatch):
+    path = west_oakland
     roads = read_roads(path, component="strong")
     assert 150 < len(roads.junction_ids) < 220
     assert 50_000 < roads.length.sum() < 80_000
@@ -309,6 +322,17 @@ def test_west_oakland_end_to_end(cities_root):
     city = City.from_osmnx(readings, roads, nodes="segments", without_readings="keep", weight="travel_time")
     assert city.node_ids[: len(ids)] == tuple(ids)
     assert city.missing == pytest.approx(1 - len(ids) / city.num_nodes)
+    # A picture, in which those segments and no others have the colour of their reading.
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    picture = imread(plot_city(city, tmp_path / "west_oakland.png", step=7, roads=roads))
+    grey, coloured = (c for c in figures[0].axes[0].collections if isinstance(c, LineCollection))
+    assert coloured.get_array().tolist() == readings.iloc[7].to_numpy(np.float32).tolist()
+    assert len(grey.get_segments()) == len(roads.segment_ids) - len(ids)
+    for line, i in zip(coloured.get_segments(), chosen, strict=True):
+        assert line == pytest.approx(roads.shapes[i][:, ::-1], abs=2e-4)  # moved to the right of its direction
+    assert coloured_pixels(picture, coloured) > 1000
     # Sensors 8 m beside the middle of each of those segments, with its bearing, find their way back to it.
     rows = []
     for i in chosen:
@@ -333,3 +357,27 @@ def test_west_oakland_end_to_end(cities_root):
     sensed = City.from_road_network(readings, beside, roads, path_limit=2000)
     assert sensed.num_nodes == len(ids)
     assert sensed.num_edges > len(ids)
+    sensed = replace(sensed, node_ids=tuple(f"loop {i}" for i in range(len(ids))))  # not taken for segments
+    seen = imread(plot_city(sensed, tmp_path / "sensed.png", roads=roads))
+    dots = next(found for found in figures[-1].axes[0].collections if found.get_zorder() == 4)  # on top of all
+    assert dots.get_offsets()[:, ::-1].tolist() == beside[["latitude", "longitude"]].to_numpy().tolist()
+    assert dots.get_array().tolist() == pytest.approx(readings.mean().tolist(), rel=1e-5)
+    assert coloured_pixels(seen, dots) > 1000
+
+
+def coloured_pixels(picture: np.ndarray, drawn: Collection) -> int:
+    """How many pixels on the axes have exactly one of the colours in which readings are drawn."""
+    box = drawn.axes.get_window_extent()
+    scale = picture.shape[0] / drawn.figure.bbox.height
+    inside = np.round(picture[:, : int(box.x1 * scale), :3] * 255).astype(int) @ [65536, 256, 1]
+    colours = np.round(drawn.to_rgba(drawn.get_array())[:, :3] * 255).astype(int) @ [65536, 256, 1]
+    return int(np.isin(inside, colours).sum())
+
+
+def test_the_picture_of_the_docs_is_what_its_script_draws(west_oakland, tmp_path):
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    script = runpy.run_path(str(docs / "west_oakland.py"))
+    script["main"](west_oakland, tmp_path / "drawn.png")
+    drawn, shown = imread(tmp_path / "drawn.png"), imread(docs / "west_oakland.png")
+    assert drawn.shape == shown.shape
+    assert np.abs(drawn - shown).mean() < 0.02  # fonts may differ

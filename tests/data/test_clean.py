@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tsjt_pyg.data.clean import check_ids, clean_readings
+from tsjt_pyg.data.clean import clean_readings
 
 ARRAY = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
 TABLE = pd.DataFrame(ARRAY, columns=["a", "b", "c"], index=pd.date_range("2024-03-02", periods=4, freq="5min"))
@@ -174,12 +174,6 @@ def test_messages_say_what_is_wrong_with_the_readings(readings, mask, message):
 def test_messages_say_which_kinds_are_accepted(readings, mask, message):
     with pytest.raises(TypeError, match=message):
         clean_readings(readings, mask)
-
-
-def test_ids_become_unique_text():
-    assert check_ids([3, "a", 2.5], 3) == ("3", "a", "2.5")
-    with pytest.raises(ValueError, match="graph: '1' occurs more than once; node ids must be unique"):
-        check_ids([1, "1"], 2, "graph")
 
 
 def test_periods_are_times():

@@ -105,6 +105,14 @@ def test_a_sound_connected_city(make_city):
     assert "3 edges, connected; no positions" in text
 
 
+def test_channels_without_known_limits_are_named(make_city):
+    description = make_city(
+        num_channels=2, channels=["speed", "other"], units=["knots", ""], interval="15min"
+    ).describe()
+    assert "limits are not known of: speed (unit 'knots'), other (no unit)" in str(description)
+    assert "limits are not known" not in str(make_city(units="KPH", interval="15min").describe())
+
+
 def test_the_picture_shows_missing_readings_map_spread_and_day(city, tmp_path):
     path = tmp_path / "city.png"
     figure = city.describe().plot(path)

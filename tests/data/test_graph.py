@@ -12,7 +12,6 @@ import torch
 
 from tsjt_pyg.data.graph import (
     Edges,
-    check_positions,
     edges_from_adjacency,
     edges_from_distances,
     edges_from_positions,
@@ -154,25 +153,14 @@ MATRIX = np.array([[0.0, 100, 200], [100, 0, 300], [200, 300, 0]])
         (lambda: edges_from_distances(table(cost=[np.inf]), IDS), "row 0, column 'cost': found inf, expected metres"),
         (lambda: edges_from_distances(table(cost=["far"]), IDS), "row 0, column 'cost': found far, expected metres"),
         (
+            lambda: edges_from_distances(table(to=["q"]), IDS),
+            r"column 'to': node 'q' .* \(for example 'a'\); both need .*name a table .* by node id \(of an array, pass",
+        ),
+        (
             lambda: edges_from_distances(table().drop(columns="cost"), IDS),
             r"distances: expected a column 'cost' or 'distance', found \['from', 'to'\]",
         ),
         (lambda: edges_from_positions(torch.zeros(3, 2), k=0), "k: expected at least 1 neighbour, found 0"),
-        (lambda: check_positions(np.zeros((2, 2)), IDS), r"positions: expected shape \[3, 2\] \(latitude, longitude\)"),
-        (
-            lambda: check_positions(np.array([[0, 0], [-118.2, 34.1], [0, 0]]), IDS),
-            r"positions: node 'b' is at \[-118.2, 34.1\]; .*in degrees and in that order",
-        ),
-        (lambda: check_positions(np.full((3, 2), np.nan), IDS), r"positions: node 'a' is at \[nan, nan\]"),
-        (lambda: check_positions(np.full((3, 2), "N"), IDS), "positions: expected an array or table of numbers"),
-        (
-            lambda: check_positions(pd.DataFrame({"lat": [1], "longitude": [1]}), IDS),
-            r"positions: column 'latitude' is absent, found \['lat', 'longitude'\]",
-        ),
-        (
-            lambda: check_positions(pd.DataFrame({"latitude": [1], "longitude": [1]}, index=["a"]), IDS),
-            "positions: node 'b' of the readings is not in the table's index",
-        ),
     ],
 )
 def test_messages_name_the_node_and_the_way_out(call, message):

@@ -130,6 +130,30 @@ def test_limits_of_a_channel_can_be_given_and_unknown_units_have_none():
     assert a_city(readings, "mph").repair().report.nodes["limits"].tolist() == [0, 0, 1, 0, 0, 0]
 
 
+def test_a_unit_without_limits_is_said(caplog):
+    readings = lively()
+    readings[0, :3] = -5, 130, 400
+    with caplog.at_level(logging.INFO, "tsjt_pyg"):
+        report = a_city(readings, "knots").repair().report
+    assert report.masked == 0
+    assert report.without_limits == ("speed (unit 'knots')",)
+    assert str(report).endswith("; limits are not known of speed (unit 'knots')")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", str(report))]
+    assert a_city(readings, "").repair().report.without_limits == ("speed (no unit)",)
+    for rules in ({"limits": False}, {"limits": {"speed": (0, None)}}):
+        assert a_city(readings, "knots").repair(**rules).report.without_limits == ()
+
+
+@pytest.mark.parametrize("unit", ["kmh", "kph", "km/hr", "KM/H"])
+def test_spellings_of_a_unit_have_its_limits(unit):
+    readings = lively()
+    readings[0, :3] = -5, 130, 400
+    report = a_city(readings, unit).repair().report
+    assert (report.masked, report.without_limits) == (2, ())
+    read_back = replace(a_city(readings, "km/h"), units=(unit,))
+    assert read_back.repair().report.masked == 2
+
+
 # --- stuck
 
 

@@ -165,8 +165,8 @@ HERE = (52.005, 4.0)
         (lambda: snap_sensors(sensors(HERE).iloc[:0], ROAD), "sensors: the table has no rows"),
         (lambda: snap_sensors(sensors(HERE, HERE, ids="aa"), ROAD), "sensors: 'a' occurs more than once"),
         (
-            lambda: snap_sensors(sensors(HERE).rename(columns={"latitude": "lat"}), ROAD),
-            r"sensors: column 'latitude' is absent, found \['lat', 'longitude'\]",
+            lambda: snap_sensors(sensors(HERE).rename(columns={"latitude": "north"}), ROAD),
+            r"sensors: column 'latitude' is absent, found \['north', 'longitude'\]; .* latitude, lat, y",
         ),
         (lambda: snap_sensors(sensors((4.0, np.nan)), ROAD), r"sensors: node 'a' is at \[4.0, nan\]"),
         (

@@ -11,7 +11,8 @@ import pytest
 from own_tables import EDGES, IDS, SENSORS, TIME, long, wide
 
 from tsjt_pyg import City
-from tsjt_pyg.data.table_file import id_text, open_table
+from tsjt_pyg.data.ids import id_text
+from tsjt_pyg.data.table_file import open_table
 
 HEADER = "timestamp,sensor_id,speed\n"
 ROWS = "".join(f"{time},{node},{i}\n" for i, time in enumerate(TIME) for node in IDS)
@@ -23,6 +24,7 @@ ROWS = "".join(f"{time},{node},{i}\n" for i, time in enumerate(TIME) for node in
         *((773869, "773869"), ("773869", "773869"), (773869.0, "773869"), (np.float32(7), "7"), (np.int8(7), "7")),
         *((" 773869 ", "773869"), ("773869.0", "773869"), ("007", "007"), ("1.5", "1.5"), (1.5, "1.5"), ("a.0", "a.0")),
         *((b"773869", "773869"), ("1.0.0", "1.0.0"), ("", ""), (np.str_("b-1"), "b-1"), ("0.0", "0")),
+        *(((1, 2, 0), "1-2-0"), ((1.0, "2", np.int64(0)), "1-2-0"), (((0, 1), (1, 1)), "0-1-1-1")),
     ],
 )
 def test_one_id_whatever_its_type(value, text):

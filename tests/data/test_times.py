@@ -65,6 +65,14 @@ def test_a_mean_is_that_of_what_was_observed():
     )
 
 
+def test_the_first_is_the_first_that_was_observed_node_by_node():
+    index = pd.DatetimeIndex(["2024-03-04 00:00", "2024-03-04 00:00", "2024-03-04 00:05", "2024-03-04 00:00"])
+    table = pd.DataFrame({"a": [np.nan, 4, 1, 9], "b": [7, 8, 2, 9], "c": [np.nan, np.nan, 3, np.nan]}, index=index)
+    found, changes = regular_time(table, "5min", repeated="first")
+    np.testing.assert_array_equal(found.to_numpy(), [[4, 7, np.nan], [1, 2, 3]])
+    assert changes.repeated == 2
+
+
 @pytest.mark.parametrize("start", ["2024-03-09", "2024-11-02"])
 def test_utc_and_standard_time_keep_every_row_and_whole_days(start):
     local = pd.date_range(start, periods=3 * 24 + (-1 if "-03-" in start else 1), freq="1h", tz=LA)

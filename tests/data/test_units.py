@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 
-from tsjt_pyg.data.units import KINDS, LIMITS
+from tsjt_pyg.data.units import KINDS, LIMITS, counted_unit, known_unit, unit_limits
 
 
 @pytest.mark.parametrize(
@@ -17,6 +20,9 @@ from tsjt_pyg.data.units import KINDS, LIMITS
         ("%", "fraction", 0.01),
         ("veh/5min", "veh/h", 12.0),
         ("veh/h", "veh/15min", 0.25),
+        ("veh/30min", "veh/h", 2.0),
+        ("veh/h", "veh/day", 24.0),
+        ("veh/90s", "veh/5min", 10 / 3),
     ],
 )
 def test_readings_are_scaled_and_the_mask_is_not_touched(make_city, old, new, factor):
@@ -46,7 +52,7 @@ def test_one_unit_is_for_all_channels_of_its_kind_and_a_mapping_for_those_named(
         ("%", r"units: city has no channel that could be in '%' .*it has speed \(mph\), other \(no unit\)"),
         ({"flow": "km/h"}, r"units: city has the channels \['speed', 'other'\], found 'flow'"),
         ({"speed": "veh/h"}, r"channel 'speed' is a speed in 'mph', which cannot become 'veh/h', a flow"),
-        ({"speed": "mi/h"}, r"channel 'speed': cannot convert 'mi/h'; known units are"),
+        ({"speed": "mi"}, r"channel 'speed': cannot convert 'mi'; known units are"),
         ({"other": "km/h"}, r"channel 'other' has no unit, so it cannot become 'km/h'; .*units="),
     ],
 )
@@ -59,3 +65,37 @@ def test_limits_say_the_same_in_every_unit_of_a_kind():
     for units in KINDS.values():
         in_first = [LIMITS[unit][1] * factor for unit, factor in units.items()]
         assert in_first == pytest.approx([in_first[0]] * len(units), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("spellings", "unit"),
+    [
+        (("kmh", "kph", "KPH", "km/hr", "KM / H", "kmph", "km/hour"), "km/h"),
+        (("mi/h", "MPH", "Mph", "miles/h", "miles / hour"), "mph"),
+        (("mps", "m/sec", "M/S"), "m/s"),
+        (("percent", "pct"), "%"),
+        (("vph", "veh/hr", "Vehicles/h", "veh/60 min", "veh / hour"), "veh/h"),
+        (("veh/5 min", "vehicles/5min", "veh/5mins", "veh/300s"), "veh/5min"),
+    ],
+)
+def test_a_unit_is_known_by_its_usual_spellings(make_city, spellings, unit):
+    for spelling in spellings:
+        city = make_city(units=spelling)
+        assert city.units == (known_unit(spelling),) == (unit,)
+        assert torch.equal(city.to_units(spelling).readings, city.readings)
+        assert unit_limits(spelling) == LIMITS[unit]
+    named = replace(make_city(units=unit), units=(spellings[0],))  # as a file may hold it
+    assert named.to_units(spellings[-1]).units == (unit,)
+    assert torch.equal(named.to_units(unit).readings, named.readings)
+
+
+@pytest.mark.parametrize("unit", ["knots", "", "veh/0min", "degrees", "km", "veh"])
+def test_an_unknown_unit_stays_as_it_is(make_city, unit):
+    assert make_city(units=unit).units == (unit,)
+    assert unit_limits(unit) is None
+
+
+def test_vehicles_have_limits_by_any_time():
+    assert unit_limits("veh/30min") == (0.0, 15000.0)
+    assert unit_limits("trips/h") is None
+    assert counted_unit("trips/2h").over == pd.Timedelta("2h")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsjt_pyg.data.graph import Edges
-from tsjt_pyg.data.table_file import id_text
+from tsjt_pyg.data.ids import id_text
 from tsjt_pyg.datasets.join import edges_by_distance, edges_by_id, on_regular_grid, positions_by_id
 
 PATH = Path("roads.csv")

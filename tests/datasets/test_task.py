@@ -31,13 +31,21 @@ def test_the_first_channel_of_the_target_that_every_source_has_is_taken(saved):
 
 
 @pytest.mark.parametrize(
-    ("unit", "reduce"), [("trips", "sum"), ("veh/5min", "sum"), ("mph", "mean"), ("fraction", "mean")]
+    ("unit", "hourly", "reduce"),
+    [
+        ("trips", "trips", "sum"),
+        ("veh/30min", "veh/h", "sum"),
+        ("veh/5min", "veh/5min", "mean"),  # a rate: not what was counted between two readings
+        ("veh/h", "veh/h", "mean"),
+        ("mph", "mph", "mean"),
+        ("fraction", "fraction", "mean"),
+    ],
 )
-def test_finer_sources_are_summed_if_they_count_and_averaged_if_they_do_not(saved, unit, reduce):
-    target = saved("target", ["c", "other"], [unit, ""], "60min")
+def test_finer_sources_are_summed_if_they_count_and_averaged_if_they_do_not(saved, unit, hourly, reduce):
+    target = saved("target", ["c", "other"], [hourly, ""], "60min")
     source = saved("source", ["c", "other"], [unit, ""], "30min")
     found = load_task(target, [source], channel="c").sources[0]
-    assert found.units == (unit,)
+    assert found.units == (hourly,)
     whole = City.load(source).readings[..., :1].reshape(24, 2, 3, 1)
     expected = whole.sum(dim=1) if reduce == "sum" else whole.mean(dim=1)
     assert found.interval == City.load(target).interval

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .city_check import check_city
 from .city_roads import Keep, OsmnxOptions, SensorOptions, join_network, osmnx_parts, sensor_parts
-from .clean import ReadingsLike, check_ids
+from .clean import ReadingsLike
 from .graph import (
     Edges,
     MatrixLike,
@@ -23,15 +24,24 @@ from .graph import (
     edges_from_distances,
     edges_from_positions,
 )
+from .ids import check_ids
 from .impute import Method, impute
 from .nodes import drop_nodes, keep_nodes
-from .parts import DEFAULT_INTERVAL, DEFAULT_START, About, AboutReadings, CityParts, city_parts, parse_interval
+from .parts import (
+    DEFAULT_INTERVAL,
+    DEFAULT_START,
+    About,
+    AboutReadings,
+    CityParts,
+    city_parts,
+)
 from .repair import Repair, Rules, repair
 from .road_network import Nodes, Roads, Weight, road_network_from_networkx
 from .rows import row_blocks
 from .snap import Snapped
 from .split import FewShotSplit, few_shot_steps
 from .units import convert_units
+from .views import Reduce, between, resample, select
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -83,38 +93,8 @@ class City:
     pos: Tensor | None = field(default=None)
 
     def __post_init__(self) -> None:
-        if self.readings.dim() != 3 or self.readings.dtype != torch.float32:
-            raise ValueError(
-                f"readings: expected a float32 tensor [T, N, C], found {self.readings.dtype} {[*self.readings.shape]}"
-            )
-        if self.mask.shape != self.readings.shape or self.mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask: expected a bool tensor {[*self.readings.shape]}, found {self.mask.dtype} {[*self.mask.shape]}"
-            )
-        if self.edge_index.dim() != 2 or self.edge_index.shape[0] != 2 or self.edge_index.dtype != torch.int64:
-            raise ValueError(
-                f"edge_index: expected an int64 tensor [2, E], found {self.edge_index.dtype} {[*self.edge_index.shape]}"
-            )
-        num_edges = self.edge_index.shape[1]
-        if num_edges and not 0 <= int(self.edge_index.min()) <= int(self.edge_index.max()) < self.num_nodes:
-            raise ValueError(
-                f"edge_index: expected nodes 0 to {self.num_nodes - 1} (the readings have {self.num_nodes} nodes), "
-                f"found {int(self.edge_index.min())} to {int(self.edge_index.max())}"
-            )
-        if tuple(self.edge_weight.shape) != (num_edges,):
-            raise ValueError(f"edge_weight: expected shape [{num_edges}], found {[*self.edge_weight.shape]}")
-        if num_edges and not (torch.isfinite(self.edge_weight).all() and (self.edge_weight >= 0).all()):
-            raise ValueError("edge_weight: weights must be finite and not negative")
-        check_ids(self.node_ids, self.num_nodes)
-        for argument in ("channels", "units"):
-            if len(getattr(self, argument)) != self.num_channels:
-                raise ValueError(
-                    f"{argument}: the readings have {self.num_channels} channels, found {getattr(self, argument)}"
-                )
-        if self.interval <= pd.Timedelta(0) or _DAY % self.interval != pd.Timedelta(0):
-            raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {self.interval}")
-        if self.pos is not None and tuple(self.pos.shape) != (self.num_nodes, 2):
-            raise ValueError(f"pos: expected shape [{self.num_nodes}, 2], found {[*self.pos.shape]}")
+        check_city(self)
+        object.__setattr__(self, "node_ids", check_ids(self.node_ids, self.num_nodes))
 
     # --- constructors -------------------------------------------------------------------------------------------
 
@@ -185,7 +165,8 @@ class City:
 
         Args:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
-            positions: Latitude and longitude in degrees, ``[N, 2]`` or a table indexed by node id.
+            positions: Latitude and longitude in degrees, ``[N, 2]`` or a table with a column for the node id or
+                indexed by it; see :func:`~tsjt_pyg.data.places.check_positions`.
             k: Number of neighbours.
             sigma: Metres; default: the root mean square of the distances.
             **about: As in :meth:`from_adjacency`.
@@ -399,52 +380,18 @@ class City:
 
     def between(self, first: int, last: int) -> City:
         """The steps ``first <= t < last``, as views."""
-        if not 0 <= first < last <= self.num_steps:
-            raise ValueError(f"between: expected 0 <= first < last <= {self.num_steps}, found {first} and {last}")
-        return replace(
-            self,
-            readings=self.readings[first:last],
-            mask=self.mask[first:last],
-            start=self.start + first * self.interval,
-        )
+        return between(self, first, last)
 
     def select(self, channels: Sequence[str] | str) -> City:
         """The city with the given channels, in that order."""
-        names = [channels] if isinstance(channels, str) else list(channels)
-        unknown = [name for name in names if name not in self.channels]
-        if unknown or not names:
-            raise ValueError(f"channels: {self.name} has {list(self.channels)}, found {names}")
-        index = [self.channels.index(name) for name in names]
-        if tuple(names) == self.channels:
-            return self
-        return replace(
-            self,
-            readings=self.readings[..., index],
-            mask=self.mask[..., index],
-            channels=tuple(names),
-            units=tuple(self.units[i] for i in index),
-        )
+        return select(self, channels)
 
-    def resample(self, interval: str | pd.Timedelta, reduce: Literal["mean", "sum"] = "mean") -> City:
-        """The city at a longer interval; a new entry is observed where all the old ones in it are.
+    def resample(self, interval: str | pd.Timedelta, reduce: Reduce = "mean") -> City:
+        """The city at a longer interval: ``"mean"`` of speeds, ``"sum"`` of counts.
 
-        Args:
-            interval: A multiple of the city's interval; steps that do not fill a last one are dropped.
-            reduce: ``"mean"`` (speeds, occupancy) or ``"sum"`` (counts).
+        An entry is observed where all its parts are; see :func:`tsjt_pyg.data.views.resample`.
         """
-        longer = parse_interval(interval)
-        if longer < self.interval or longer % self.interval != pd.Timedelta(0):
-            raise ValueError(f"interval: expected a multiple of {self.interval}, found {longer}")
-        if reduce not in ("mean", "sum"):
-            raise ValueError(f"reduce: expected 'mean' or 'sum', found {reduce!r}")
-        factor = int(longer // self.interval)
-        steps = self.num_steps // factor
-        if steps == 0:
-            raise ValueError(f"interval: {self.name} has {self.num_steps} steps, {longer} takes {factor}")
-        blocks = self.readings[: steps * factor].reshape(steps, factor, self.num_nodes, self.num_channels)
-        mask = self.mask[: steps * factor].reshape(blocks.shape).all(dim=1)
-        readings = blocks.sum(dim=1) if reduce == "sum" else blocks.mean(dim=1)
-        return replace(self, readings=readings.masked_fill(~mask, 0.0), mask=mask, interval=longer)
+        return resample(self, interval, reduce)
 
     def to_units(self, units: str | Mapping[str, str]) -> City:
         """The city in other units, as ``"km/h"`` or ``{"speed": "km/h"}``; see :mod:`tsjt_pyg.data.units`."""

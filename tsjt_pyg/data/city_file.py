@@ -68,7 +68,7 @@ def city_of(about: dict[str, Any], arrays: np.lib.npyio.NpzFile, readings: torch
         node_ids=tuple(str(node) for node in arrays["node_ids"]),
         channels=tuple(about["channels"]),
         units=tuple(about["units"]),
-        start=pd.Timestamp(about["start"]),
+        start=pd.Timestamp(about["start"]).tz_localize(None),  # older files may hold a time zone
         interval=pd.Timedelta(seconds=about["interval_seconds"]),
         pos=torch.from_numpy(arrays["pos"]) if about["has_pos"] else None,
     )

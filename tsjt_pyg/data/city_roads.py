@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from .clean import ReadingsLike
 from .graph import Edges, gaussian_kernel, make_edges
 from .parts import About, AboutReadings, CityParts, city_parts
+from .places import check_numbered
 from .road_files import Ways, read_road_graph
 from .road_network import (
     Kernel,
@@ -295,6 +296,8 @@ def sensor_parts(
     roads = read_roads(graph, component, one_way, ways)
     snapped = sensors if isinstance(sensors, Snapped) else snap_sensors(sensors, roads, snap_limit)
     parts = city_parts(readings, about, graph_ids=list(snapped.table["sensor"]))
+    if snapped.numbered:
+        check_numbered(list(snapped.table["sensor"]), parts["node_ids"], "sensors")
     table = snapped.table.set_index("sensor")
     placed = table[table["matched"]]
     known = [i for i, node in enumerate(parts["node_ids"]) if node in placed.index]

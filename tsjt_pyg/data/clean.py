@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from .ids import id_text
 
 ReadingsLike = np.ndarray | Tensor | pd.DataFrame | Mapping[str, pd.DataFrame]
 
@@ -34,8 +36,9 @@ def clean_readings(readings: ReadingsLike, mask: np.ndarray | Tensor | None = No
 
     Args:
         readings: ``[T, N]`` or ``[T, N, C]`` as numpy array or tensor; or a :class:`pandas.DataFrame` with one row a
-            step and one column a node (a :class:`~pandas.DatetimeIndex` gives start and interval); or a mapping from
-            channel to such a table, joined by node id.
+            step and one column a node (a :class:`~pandas.DatetimeIndex` gives start and interval; a column
+            ``(u, v, key)``, as OSMnx labels roads, is node ``"u-v-key"``); or a mapping from channel to such a table,
+            joined by node id.
         mask: Bool, shape of ``readings`` (``[T, N]`` is enough for one channel); combined with the NaNs.
 
     Raises:
@@ -109,7 +112,7 @@ def _from_tables(
         label = "readings" if channel is None else f"readings[{channel!r}]"
         if not isinstance(table, pd.DataFrame):
             raise TypeError(f"{label}: expected a pandas DataFrame, found {type(table).__name__}")
-        table = table.set_axis([str(column) for column in table.columns], axis="columns")
+        table = table.set_axis([id_text(column) for column in table.columns], axis="columns")
         if table.columns.has_duplicates:
             twice = table.columns[table.columns.duplicated()][0]
             raise ValueError(f"{label}: node {twice!r} has more than one column; each node needs exactly one")
@@ -162,14 +165,3 @@ def _regular_time(index: pd.Index) -> tuple[pd.Timestamp | None, pd.Timedelta | 
             "sort, drop duplicates, and reindex to a fixed frequency (NaN where nothing was observed)"
         )
     return index[0], interval
-
-
-def check_ids(node_ids: Sequence[object], num_nodes: int, argument: str = "node_ids") -> tuple[str, ...]:
-    """Node ids as unique strings, one a node."""
-    ids = tuple(str(node) for node in node_ids)
-    if len(ids) != num_nodes:
-        raise ValueError(f"{argument}: expected {num_nodes} ids, one for each node of the readings, found {len(ids)}")
-    if len(set(ids)) != len(ids):
-        twice = next(node for node in ids if ids.count(node) > 1)
-        raise ValueError(f"{argument}: {twice!r} occurs more than once; node ids must be unique")
-    return ids

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .missing import MissingPattern, counted, missing_pattern
-from .repair import DEFAULT_STUCK, Faults, find_faults
+from .repair import DEFAULT_STUCK, Faults, find_faults, without_limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,7 @@ class Description:
         missing: See :class:`~tsjt_pyg.data.missing.MissingPattern`.
         isolated: Number of nodes without an edge to another.
         components: Number of weakly connected parts of the road network.
+        without_limits: Channels whose unit says no limits: ``negative`` and ``limits`` are 0 whatever they hold.
     """
 
     city: City = field(repr=False)
@@ -45,6 +46,7 @@ class Description:
     missing: MissingPattern
     isolated: int
     components: int
+    without_limits: tuple[str, ...] = ()
 
     def facts(self) -> list[str]:
         """The city in lines of text, without the table."""
@@ -69,6 +71,8 @@ class Description:
         if self.table["dead_nodes"].any():
             doubts.insert(0, f"dead nodes in {counted((self.table['dead_nodes'] > 0).sum(), 'channel')}")
         lines.append(f"doubtful readings: {', '.join(doubts) or 'none'}")
+        if self.without_limits:
+            lines.append(f"limits are not known of: {', '.join(self.without_limits)}")
         return lines
 
     def _shown(self) -> pd.DataFrame:
@@ -116,7 +120,8 @@ def describe(city: City) -> Description:
     faults = find_faults(city, stuck=DEFAULT_STUCK, outliers=FAR)
     pattern = missing_pattern(city)
     isolated, components = _parts(city)
-    return Description(city, _by_channel(city, faults), _by_node(city, faults, pattern), pattern, isolated, components)
+    tables = _by_channel(city, faults), _by_node(city, faults, pattern)
+    return Description(city, *tables, pattern, isolated, components, without_limits(city))
 
 
 def _by_channel(city: City, faults: Faults) -> pd.DataFrame:

@@ -11,6 +11,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from .ids import id_text
+
 EARTH_RADIUS = 6_371_008.8
 """Mean radius of the Earth in metres (IUGG)."""
 
@@ -32,7 +34,7 @@ def make_edges(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Ed
     return Edges(torch.from_numpy(index), torch.from_numpy(weight[order].astype(np.float32)))
 
 
-def _numbers(matrix: MatrixLike, argument: str) -> np.ndarray:
+def numbers(matrix: MatrixLike, argument: str) -> np.ndarray:
     dense: Any = matrix
     if isinstance(matrix, Tensor):
         dense = matrix.detach().cpu().to_dense().numpy()
@@ -48,8 +50,8 @@ def _square(matrix: MatrixLike, node_ids: Sequence[str], argument: str) -> np.nd
     """The matrix in the order of ``node_ids``; a labelled one is joined by id."""
     num_nodes = len(node_ids)
     if isinstance(matrix, pd.DataFrame):
-        table = matrix.set_axis([str(c) for c in matrix.columns], axis=1).set_axis(
-            [str(i) for i in matrix.index], axis=0
+        table = matrix.set_axis([id_text(c) for c in matrix.columns], axis=1).set_axis(
+            [id_text(i) for i in matrix.index], axis=0
         )
         for axis, labels in (("rows", table.index), ("columns", table.columns)):
             absent = sorted(set(node_ids) - set(labels))
@@ -61,9 +63,9 @@ def _square(matrix: MatrixLike, node_ids: Sequence[str], argument: str) -> np.nd
             if labels.has_duplicates:
                 twice = labels[labels.duplicated()][0]
                 raise ValueError(f"{argument}: node {twice!r} occurs more than once among its {axis}")
-        array = _numbers(table.loc[list(node_ids), list(node_ids)], argument)
+        array = numbers(table.loc[list(node_ids), list(node_ids)], argument)
     else:
-        array = _numbers(matrix, argument)
+        array = numbers(matrix, argument)
     if array.shape != (num_nodes, num_nodes):
         raise ValueError(
             f"{argument}: expected shape [{num_nodes}, {num_nodes}], one row and column for each node of the readings, "
@@ -166,8 +168,8 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
     position = {node: i for i, node in enumerate(node_ids)}
     rows = pd.DataFrame(
         {
-            "from": table["from"].astype(str).map(position),
-            "to": table["to"].astype(str).map(position),
+            "from": table["from"].map(id_text).map(position),
+            "to": table["to"].map(id_text).map(position),
             "metres": pd.to_numeric(table[cost], errors="coerce"),
         }
     )
@@ -176,8 +178,9 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
         if unknown.any():
             row = int(np.argmax(unknown.to_numpy()))
             raise ValueError(
-                f"distances: row {row}, column {column!r}: node {str(table[column].iloc[row])!r} is not a node of the "
-                f"readings (for example {node_ids[0]!r}); pass node_ids in the order of the readings' columns"
+                f"distances: row {row}, column {column!r}: node {id_text(table[column].iloc[row])!r} is not a node of "
+                f"the readings (for example {node_ids[0]!r}); both need the same node ids, so leave out the rows of "
+                "other nodes, and name a table of readings' columns by node id (of an array, pass node_ids)"
             )
     bad = ~np.isfinite(rows["metres"].to_numpy(dtype=np.float64))
     if bad.any():
@@ -189,44 +192,6 @@ def _distance_table(table: pd.DataFrame, node_ids: Sequence[str]) -> tuple[np.nd
         shortest["to"].to_numpy(dtype=np.int64),
         shortest["metres"].to_numpy(dtype=np.float64),
     )
-
-
-def check_positions(positions: MatrixLike, node_ids: Sequence[str], argument: str = "positions") -> Tensor:
-    """Positions ``[N, 2]`` float64: latitude and longitude in degrees, in the order of ``node_ids``.
-
-    Args:
-        positions: ``[N, 2]``, or a table with the columns ``latitude`` and ``longitude`` indexed by node id.
-        node_ids: The nodes in order.
-        argument: What messages call it.
-
-    Raises:
-        ValueError: On a wrong shape, an absent node, or degrees out of range.
-    """
-    if isinstance(positions, pd.DataFrame):
-        absent_columns = {"latitude", "longitude"} - {str(c) for c in positions.columns}
-        if absent_columns:
-            raise ValueError(
-                f"{argument}: column {sorted(absent_columns)[0]!r} is absent, found {[*positions.columns]}"
-            )
-        table = positions.set_axis([str(i) for i in positions.index], axis=0)
-        absent = sorted(set(node_ids) - set(table.index))
-        if absent:
-            raise ValueError(f"{argument}: node {absent[0]!r} of the readings is not in the table's index")
-        array = _numbers(table.loc[list(node_ids), ["latitude", "longitude"]], argument)
-    else:
-        array = _numbers(positions, argument)
-    if array.shape != (len(node_ids), 2):
-        raise ValueError(
-            f"{argument}: expected shape [{len(node_ids)}, 2] (latitude, longitude), found {list(array.shape)}"
-        )
-    bad = ~np.isfinite(array) | (np.abs(array) > np.array([90.0, 180.0]))
-    if bad.any():
-        row = int(np.argwhere(bad)[0, 0])
-        raise ValueError(
-            f"{argument}: node {node_ids[row]!r} is at {array[row].tolist()}; expected latitude in [-90, 90] and "
-            "longitude in [-180, 180], in degrees and in that order"
-        )
-    return torch.from_numpy(array)
 
 
 def edges_from_positions(positions: Tensor, k: int = 8, sigma: float | None = None) -> Edges:

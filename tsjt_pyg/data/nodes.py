@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .ids import id_text
+
 if TYPE_CHECKING:
     from .city import City
 
@@ -54,7 +56,7 @@ def drop_nodes(city: City, node_ids: Sequence[object]) -> City:
 
 
 def _positions(city: City, node_ids: Sequence[object]) -> list[int]:
-    ids = [node_ids] if isinstance(node_ids, str) else [str(node) for node in node_ids]
+    ids = [id_text(node_ids)] if isinstance(node_ids, str) else [id_text(node) for node in node_ids]
     position = {node: i for i, node in enumerate(city.node_ids)}
     unknown = [node for node in ids if node not in position]
     if unknown:

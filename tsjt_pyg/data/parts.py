@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from .clean import ReadingsLike, check_ids, clean_readings
-from .graph import MatrixLike, check_positions
+from .clean import ReadingsLike, clean_readings
+from .graph import MatrixLike
+from .ids import check_ids
+from .places import check_positions
+from .units import known_unit
 
 DEFAULT_START = pd.Timestamp("2001-01-01")
 """A Monday, midnight: the time of the first step where nothing else is known."""
@@ -26,7 +29,8 @@ class AboutReadings(TypedDict, total=False):
         mask: Bool, shape of the readings, ``True`` = observed; combined with their NaNs.
         node_ids: One unique id a node. Default: the columns of a table, the nodes of a networkx graph, or 0, 1, ….
         channels: One name a channel. Default: ``"reading"``, or the keys of a mapping of tables.
-        units: One unit a channel. Default: none.
+        units: One unit a channel; of its spellings (``"kph"``) the usual one (``"km/h"``) is kept, see
+            :mod:`tsjt_pyg.data.units`. Default: none.
         start: Local time of the first step. Default: a table's index, or 2001-01-01, a Monday.
         interval: Time between two steps. Default: a table's index, or 5 minutes.
     """
@@ -44,7 +48,8 @@ class About(AboutReadings, total=False):
     """The same, with positions where the road network does not come from them.
 
     Args:
-        positions: Latitude and longitude in degrees, ``[N, 2]`` or a table indexed by node id.
+        positions: Latitude and longitude in degrees, ``[N, 2]`` or a table with a column for the node id or indexed
+            by it; see :func:`~tsjt_pyg.data.places.check_positions`.
     """
 
     positions: MatrixLike
@@ -90,7 +95,10 @@ def city_parts(
     num_nodes, num_channels = clean.readings.shape[1:]
     given_ids = about.get("node_ids")
     if given_ids is not None and clean.node_ids is not None:
-        raise ValueError("node_ids: the readings are a table, whose columns are the node ids; leave node_ids out")
+        raise ValueError(
+            "node_ids: the readings are a table, whose columns are the node ids; leave node_ids out, and rename the "
+            "columns if they are not"
+        )
     from_graph = given_ids is None and clean.node_ids is None and graph_ids is not None
     if given_ids is None:
         given_ids = clean.node_ids or graph_ids or range(num_nodes)
@@ -106,7 +114,7 @@ def city_parts(
         "mask": clean.mask,
         "node_ids": node_ids,
         "channels": _names(about.get("channels"), clean.channels, num_channels, "channels", "reading"),
-        "units": _names(about.get("units"), None, num_channels, "units", ""),
+        "units": tuple(map(known_unit, _names(about.get("units"), None, num_channels, "units", ""))),
         "start": _start(start) if start is not None else clean.start or DEFAULT_START,
         "interval": parse_interval(interval) if interval is not None else clean.interval or DEFAULT_INTERVAL,
         "pos": None if positions is None else check_positions(positions, node_ids),
@@ -135,7 +143,17 @@ def _start(start: str | pd.Timestamp) -> pd.Timestamp:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r} ({error})") from error
     if found is pd.NaT:
         raise ValueError(f"start: expected a time (such as '2024-03-01 00:00'), found {start!r}")
+    check_local(found)
     return found
+
+
+def check_local(start: pd.Timestamp) -> None:
+    """Refuses a time with a time zone: a city's steps are local times without one."""
+    if start.tz is not None:
+        raise ValueError(
+            f"start: the time {start} has the time zone {start.tz}, a city keeps local time without one; convert it to "
+            "the city's with pandas.Timestamp(start).tz_convert('America/Los_Angeles').tz_localize(None)"
+        )
 
 
 def parse_interval(interval: str | pd.Timedelta) -> pd.Timedelta:

@@ -16,7 +16,7 @@ from .faults import dead_nodes, find_beyond, find_outliers, find_stuck
 from .missing import counted
 from .nodes import drop_nodes
 from .parts import parse_interval
-from .units import LIMITS
+from .units import unit_limits
 
 if TYPE_CHECKING:
     from .city import City
@@ -69,6 +69,7 @@ class RepairReport:
         dead: Nodes with nothing but zeros, or nothing at all, in every channel.
         dropped: Those of them that were dropped.
         dropped_edges: Edges that went with them.
+        without_limits: Channels whose readings were not held against any limit, since their unit says none.
     """
 
     city: str
@@ -78,6 +79,7 @@ class RepairReport:
     dead: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     dropped_edges: int = 0
+    without_limits: tuple[str, ...] = ()
 
     @property
     def masked(self) -> int:
@@ -96,6 +98,8 @@ class RepairReport:
             text += f"; {counted(len(self.dead), 'node')} dead in every channel"
         if self.dropped:
             text += f", dropped with {counted(self.dropped_edges, 'edge')}"
+        if self.without_limits:
+            text += f"; limits are not known of {', '.join(self.without_limits)}"
         return text
 
 
@@ -166,8 +170,9 @@ def repair(
             channel, ``"drop"`` also drops nodes that are dead in every channel, with their edges, ``False`` leaves
             them. Where zero is a true reading (trips in a zone where nobody lives), choose ``False``.
         limits: ``True``: what each channel's unit allows, see :data:`~tsjt_pyg.data.units.LIMITS` (a channel of another
-            unit has no limits); a mapping from channel to ``(low, high)``, ``None`` for no limit, overrides it;
-            ``False``: no limits. Negative readings of a channel whose lower limit is 0 or more are counted apart.
+            unit has no limits, which the report says); a mapping from channel to ``(low, high)``, ``None`` for no
+            limit, overrides it; ``False``: no limits. Negative readings of a channel whose lower limit is 0 or more are
+            counted apart.
         stuck: A node is stuck where it shows one value for longer than this while the city moves and the value is out
             of place, see :func:`~tsjt_pyg.data.faults.find_stuck`; ``None``: not looked for.
         outliers: Readings more than this many deviations from their node's median at that hour of the day, see
@@ -202,13 +207,24 @@ def repair(
         dead=dead_ids,
         dropped=dropped,
         dropped_edges=city.num_edges - left.num_edges,
+        without_limits=without_limits(city, limits),
     )
-    logger.info("%s", report)
+    logger.log(logging.WARNING if report.without_limits else logging.INFO, "%s", report)
     return Repair(left, report)
 
 
+def without_limits(city: City, limits: Limits = True) -> tuple[str, ...]:
+    """Channels that have no limits though they are asked for, with the unit that is not known, for messages."""
+    given = limits if isinstance(limits, Mapping) else {}
+    return tuple(
+        f"{channel} (unit {unit!r})" if unit else f"{channel} (no unit)"
+        for channel, unit in zip(city.channels, city.units, strict=True)
+        if limits is not False and channel not in given and unit_limits(unit) is None
+    )
+
+
 def _bounds(city: City, limits: Limits) -> list[tuple[float, float]]:
-    known = [LIMITS.get(unit, (-math.inf, math.inf)) for unit in city.units]
+    known = [unit_limits(unit) or (-math.inf, math.inf) for unit in city.units]
     if isinstance(limits, bool):
         return known if limits else [(-math.inf, math.inf)] * city.num_channels
     if not isinstance(limits, Mapping):

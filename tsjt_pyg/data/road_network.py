@@ -13,8 +13,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from .clean import check_ids
 from .graph import EARTH_RADIUS, Edges, gaussian_kernel, make_edges
+from .ids import check_ids
 from .road_speeds import TAGS, travel_seconds
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def roads_from_networkx(graph: nx.Graph, length: str = "length") -> Roads:
     directed = graph if graph.is_directed() else graph.to_directed()
     multigraph = directed.is_multigraph()
     edges = list(directed.edges(keys=True, data=True) if multigraph else directed.edges(data=True))
-    segment_ids = check_ids(["-".join(map(str, edge[:-1])) for edge in edges], len(edges), "graph")
+    segment_ids = check_ids([tuple(edge[:-1]) for edge in edges], len(edges), "graph")
     data = [edge[-1] for edge in edges]
     start = np.array([number[edge[0]] for edge in edges], dtype=np.int64)
     end = np.array([number[edge[1]] for edge in edges], dtype=np.int64)

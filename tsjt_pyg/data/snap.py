@@ -11,9 +11,10 @@ import scipy.sparse
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 
-from .clean import check_ids
-from .graph import EARTH_RADIUS, check_positions
+from .graph import EARTH_RADIUS
+from .places import check_positions, sensor_rows
 from .road_network import Roads
+from .table_file import Table
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,12 @@ class Snapped:
             within the limit), ``ambiguous`` (whether another segment was as near, such as the opposite direction, and
             the smallest id was taken), ``latitude``, ``longitude`` (of the sensor).
         limit: Metres.
+        numbered: Whether the sensors had no ids, so that ``sensor`` is the number of the row.
     """
 
     table: pd.DataFrame
     limit: float
+    numbered: bool = False
 
     @property
     def matched(self) -> pd.DataFrame:
@@ -76,9 +79,11 @@ def snap_sensors(sensors: pd.DataFrame, roads: Roads, limit: float = 50.0) -> Sn
     nearer end.
 
     Args:
-        sensors: Indexed by sensor id, with the columns ``latitude`` and ``longitude`` in degrees and, optionally,
-            ``bearing``: the direction of travel in degrees clockwise from north, NaN where unknown. With a bearing
-            only segments count that lead there within 90 degrees, so it chooses between the directions of a road.
+        sensors: With a column ``sensor_id`` (or another usual name of it, as in :meth:`City.from_tables
+            <tsjt_pyg.data.City.from_tables>`) or indexed by sensor id, with the columns ``latitude`` and ``longitude``
+            (or ``lat``, ``lon``, …) in degrees and, optionally, ``bearing``: the direction of travel in degrees
+            clockwise from north, NaN where unknown. With a bearing only segments count that lead there within 90
+            degrees, so it chooses between the directions of a road.
         roads: See :func:`~tsjt_pyg.data.road_network.roads_from_networkx`.
         limit: Metres within which a sensor belongs to a segment.
 
@@ -89,9 +94,10 @@ def snap_sensors(sensors: pd.DataFrame, roads: Roads, limit: float = 50.0) -> Sn
         raise ValueError(f"limit: expected a positive number of metres, found {limit}")
     if not isinstance(sensors, pd.DataFrame):
         raise TypeError(f"sensors: expected a table indexed by sensor id, found {type(sensors).__name__}")
-    ids = check_ids(list(sensors.index), len(sensors), "sensors")
-    if not ids:
+    if not len(sensors):
         raise ValueError("sensors: the table has no rows")
+    rows = sensor_rows(sensors, "sensors")
+    ids = rows.ids
     if not len(roads.segment_ids):
         raise ValueError("graph: it has no segments to snap sensors to")
     if not roads.shapes:
@@ -99,8 +105,8 @@ def snap_sensors(sensors: pd.DataFrame, roads: Roads, limit: float = 50.0) -> Sn
             "graph: sensors are snapped by place, but not every node has x and y (longitude and latitude in degrees); "
             "a projected graph goes back with osmnx.project_graph(graph, to_latlong=True)"
         )
-    place = check_positions(sensors.set_axis(list(ids), axis=0), ids, "sensors").numpy()
-    bearing = _bearings(sensors, ids)
+    place = check_positions(sensors, ids, "sensors").numpy()
+    bearing = _bearings(rows.table, ids)
     pieces = _Pieces(roads)
     # Where a tie is broken by the smallest id, whatever the order of the file.
     rank = np.empty(len(roads.segment_ids), dtype=np.int64)
@@ -116,20 +122,22 @@ def snap_sensors(sensors: pd.DataFrame, roads: Roads, limit: float = 50.0) -> Sn
     table["matched"] &= table["distance"] <= limit
     table["ambiguous"] &= table["matched"]
     table["latitude"], table["longitude"] = place.T
-    snapped = Snapped(table[[*_COLUMNS]], float(limit))
+    snapped = Snapped(table[[*_COLUMNS]], float(limit), rows.numbered)
     _log.info("%s", snapped)
     return snapped
 
 
-def _bearings(sensors: pd.DataFrame, ids: tuple[str, ...]) -> np.ndarray:
-    if "bearing" not in sensors.columns:
+def _bearings(table: Table, ids: tuple[str, ...]) -> np.ndarray:
+    column = next((name for name in table.frame.columns if name.lower() == "bearing"), None)
+    if column is None:
         return np.full(len(ids), np.nan)
-    values = pd.to_numeric(sensors["bearing"], errors="coerce").to_numpy(dtype=np.float64)
-    bad = (np.isnan(values) & sensors["bearing"].notna().to_numpy()) | (np.abs(values) > 360)
+    given = table.frame[column]
+    values = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64)
+    bad = (np.isnan(values) & given.notna().to_numpy()) | (np.abs(values) > 360)
     if bad.any():
         worst = int(np.argmax(bad))
         raise ValueError(
-            f"sensors: the bearing of {ids[worst]!r} is {str(sensors['bearing'].iloc[worst])!r}; expected degrees "
+            f"sensors: the bearing of {ids[worst]!r} is {str(given.iloc[worst])!r}; expected degrees "
             "clockwise from north, from 0 to 360, or NaN where it is unknown"
         )
     return values

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .ids import id_text
+
 TableLike = pd.DataFrame | str | Path
 """A table, or the path of a ``.csv``, ``.tsv``, ``.txt`` or ``.parquet`` file."""
 
@@ -67,17 +69,6 @@ class Table:
             value = self.frame[column].iloc[row]
             found = "nothing" if pd.isna(value) else repr(value.item() if isinstance(value, np.generic) else value)
             raise ValueError(f"{self.label}: column {column!r}, {self.place(row)}: found {found}, {expected}")
-
-
-def id_text(value: object) -> str:
-    """A node id as text: 773869, ``"773869"``, ``b"773869"`` and 773869.0 are one id, ``"007"`` and 7 are two."""
-    if isinstance(value, bytes):
-        value = value.decode()
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
-    text = str(value).strip()
-    whole, point, rest = text.partition(".")
-    return whole if point and not rest.strip("0") and whole.isdigit() else text
 
 
 def open_table(source: TableLike, argument: str, text: Collection[str] = ()) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -30,6 +30,7 @@ class TableReport:
         edges: Edges of the city.
         edges_dropped: Number of rows of the edges' table that became none of them, by reason.
         coverage: Share of observed readings in [0, 1]: a row a node, a column a channel.
+        converted: Number of sensors whose readings were converted, by unit and new unit.
     """
 
     layout: str
@@ -47,6 +48,7 @@ class TableReport:
     edges: int
     edges_dropped: Mapping[str, int]
     coverage: pd.DataFrame
+    converted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def dropped(self) -> bool:
@@ -93,6 +95,7 @@ class TableReport:
                 (self.steps_added, "steps without a row (added, missing)"),
                 (self.rows_out_of_order, "rows out of order (sorted)"),
                 (self.duplicate_rows, "duplicate rows (joined)"),
+                *((count, f"sensors converted from {units}") for units, count in self.converted.items()),
                 *((count, f"edges dropped: {reason}") for reason, count in self.edges_dropped.items()),
             )
             if count

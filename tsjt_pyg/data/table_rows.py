@@ -11,44 +11,13 @@ import numpy as np
 import pandas as pd
 
 from .parts import parse_interval
+from .table_columns import NAMES, find_column, no_column
 from .table_file import Table
-
-NAMES = {
-    "time": ("timestamp", "datetime", "date_time", "time_stamp", "time", "date"),
-    "sensor": (
-        *("sensor_id", "sensorid", "sensor", "station_id", "station", "detector_id", "detid", "detector"),
-        *("node_id", "node", "segment_id", "geo_id", "entity_id", "id"),
-    ),
-    "latitude": ("latitude", "lat", "y"),
-    "longitude": ("longitude", "lon", "lng", "long", "x"),
-    "from": ("from", "from_id", "source", "origin", "origin_id", "u"),
-    "to": ("to", "to_id", "target", "destination", "destination_id", "v"),
-    "distance": ("distance", "cost", "length", "metres", "meters"),
-    "weight": ("weight",),
-}
-"""What a column is for, and the names it goes by (in lower case); the first that is there counts."""
 
 _MOST_GAPS = 10
 """A table whose times leave more than this many steps a row open has a wrong time somewhere."""
 
 Duplicates = Literal["error", "mean", "first", "last"]
-
-
-def find_column(table: Table, role: str, named: Mapping[str, str], also: Sequence[str] = ()) -> str | None:
-    """The table's column for ``role``: the one the user named, or one of its usual names; ``None`` if there is none."""
-    if named.get(role) in table.frame.columns:
-        return named[role]
-    lower = {column.lower(): column for column in reversed(table.frame.columns)}
-    return next((lower[name] for name in (*NAMES[role], *also) if name in lower), None)
-
-
-def no_column(table: Table, role: str) -> ValueError:
-    """What is said where a column cannot be done without."""
-    found = list(table.frame.columns)
-    return ValueError(
-        f"{table.label}: there is no column for {role!r}: expected one named {', '.join(NAMES[role])}, found "
-        f"{found[:12]}{' …' if len(found) > 12 else ''}; say which it is with columns={{{role!r}: ...}}"
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +103,9 @@ def long_rows(
     if time is None:
         raise no_column(table, "time")
     others = [column for column in table.frame.columns if column not in (time, sensor)]
-    no_channels = {name for role in ("time", "sensor", "latitude", "longitude") for name in NAMES[role]} | {"index"}
+    no_channels = {name for role in ("time", "sensor", "latitude", "longitude", "unit") for name in NAMES[role]} | {
+        "index"
+    }
     given = channels is not None
     if channels is None:
         channels = [c for c in others if c.lower() not in no_channels and not c.startswith("Unnamed: ")]

@@ -11,10 +11,13 @@ import pandas as pd
 import torch
 
 from .city import City
+from .ids import id_text
 from .parts import About, AboutReadings
-from .table_file import Table, TableLike, id_text, open_table
+from .table_columns import NAMES, find_column, no_column
+from .table_file import Table, TableLike, open_table
 from .table_report import TableReport
-from .table_rows import NAMES, Duplicates, Rows, arrange, find_column, long_rows, no_column, wide_rows
+from .table_rows import Duplicates, Rows, arrange, long_rows, wide_rows
+from .table_units import one_unit
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,11 @@ class TableArguments(TypedDict, total=False):
         layout: ``"wide"`` (a column a sensor id), ``"long"`` (a row a time and sensor) or ``"auto"``: long if there is
             a column for the sensor id.
         columns: Column names that are not found by themselves: from what it is for (``"time"``, ``"sensor"``,
-            ``"latitude"``, ``"longitude"``, ``"from"``, ``"to"``, ``"distance"``, ``"weight"``) to its name.
+            ``"latitude"``, ``"longitude"``, ``"from"``, ``"to"``, ``"distance"``, ``"weight"``, ``"unit"``) to its
+            name.
         channels: Long: the columns to take; default: all that are not for time, sensor or position. Wide: the name of
             its one channel; default: ``"reading"``.
-        units: One unit a channel. Default: none.
+        units: One unit a channel. Default: that of the column ``unit``, if there is one, else none.
         name: Name of the city. Default: ``"city"``.
         interval: Time between two steps. Default: the most frequent gap between times.
         time_format: Of times that are not year first (ISO 8601), such as ``"%d/%m/%Y %H:%M"``.
@@ -86,7 +90,9 @@ def read_tables(
     """A city from tables, joined by sensor id, with a report of what was joined, dropped and added.
 
     Nodes are in the order of the sensors' table. Ids are compared as text: 773869, ``"773869"`` and 773869.0 are one.
-    Steps of which there is no row, and empty fields, are missing (``mask == False``). Nothing is filled in.
+    Steps of which there is no row, and empty fields, are missing (``mask == False``). Nothing is filled in. Where the
+    sensors' table (or a long one of readings) has a column ``unit``, readings in several are converted to that of
+    ``units``, else of most sensors, or refused where one is not known.
 
     Args:
         readings: A table (or its CSV or Parquet file) with a time column or index. Wide: beside it a column a sensor
@@ -125,7 +131,8 @@ def read_tables(
     only_sensors, only_readings = _unmatched(rows, nodes, sensor_table, missing)
     if missing != "keep":
         nodes = [node for node in nodes if node not in set(only_sensors)]
-    grid = arrange(rows.select(nodes), interval, duplicates)
+    rows, units, converted = one_unit(rows.select(nodes), sensor_table, named, units)
+    grid = arrange(rows, interval, duplicates)
     if np.isnan(grid.readings).all():
         raise ValueError(f"{table.label}: found no reading, all fields of its {len(nodes)} sensors are empty")
 
@@ -166,6 +173,7 @@ def read_tables(
         readings_without_sensor=only_readings,
         kept=missing == "keep",
         columns_left_out=rows.left_out,
+        converted=converted,
         edges=city.num_edges,
         edges_dropped={reason: count for reason, count in dropped.items() if count},
         coverage=pd.DataFrame(city.mask.double().mean(dim=0).numpy(), index=nodes, columns=list(city.channels)),

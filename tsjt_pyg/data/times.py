@@ -35,7 +35,8 @@ class TimeChanges:
         unsorted: Rows that came before an earlier one.
         snapped: Rows whose time was moved onto the grid.
         largest_shift: By how much at most.
-        repeated: Rows that fell on a step already taken, and were left out (``"first"``) or averaged in (``"mean"``).
+        repeated: Rows that fell on a step already taken: left out where an earlier one had a reading (``"first"``), or
+            averaged in (``"mean"``).
         added: Steps without a row, now there with nothing observed.
         skipped: Those of them that the wall clock skipped (spring).
     """
@@ -91,7 +92,7 @@ def regular_time(
         clock: ``"wall"``, or ``"standard"``: the zone's winter time all year round.
         tolerance: How far a row may be from a step of the grid, at most half an interval. Default: not at all.
         repeated: What becomes of several rows on one step (as in the hour that comes twice in autumn): ``"error"``;
-            ``"first"``, the earliest one; ``"mean"``, of what was observed.
+            node by node, the ``"first"`` or the ``"mean"`` of what was observed.
 
     Returns:
         The table and the :class:`TimeChanges`.
@@ -131,7 +132,8 @@ def regular_time(
                 f"table: {int((steps == steps[twice][0]).sum())} rows fall on {steps[twice][0]}"
                 f"{_autumn(steps[twice][:1], zone, clock)}; choose repeated='first' or 'mean'"
             )
-        table = table[~twice] if repeated == "first" else table.groupby(level=0).mean()
+        rows = table.groupby(level=0)
+        table = rows.first() if repeated == "first" else rows.mean()  # of what was observed, node by node
     table = table.sort_index()  # a clock that is set back shows earlier times again
     full = pd.date_range(table.index[0], table.index[-1], freq=step)
     absent = full[~full.isin(table.index)]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..data import City
 from ..data.graph import Edges
-from ..data.table_file import id_text
+from ..data.ids import id_text
 from .files import existing, present, read_csv
 from .hdf import read_pandas_hdf
 from .join import checked_ids, edges_by_distance, edges_by_id, noted, on_regular_grid, positions_by_id

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..data.table_file import id_text
+from ..data.ids import id_text
 
 _ROWS = 1024
 """Rows that are read at a time."""

@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 
 from ..data import City
-from ..data.clean import check_ids
-from ..data.graph import Edges, check_positions, edges_from_distances
-from ..data.table_file import id_text
+from ..data.graph import Edges, edges_from_distances
+from ..data.ids import check_ids, id_text
+from ..data.places import check_positions
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def positions_by_id(table: pd.DataFrame, node_ids: Sequence[str], path: Path) ->
 def checked_ids(ids: Sequence[object], number: int, path: Path) -> list[str]:
     """Node ids of a file, unique and as many as there are nodes."""
     try:
-        return list(check_ids([id_text(node) for node in ids], number, "node ids"))
+        return list(check_ids(ids, number, "node ids"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import City
-from ..data.table_file import id_text
+from ..data.ids import id_text
 from .files import existing, read_csv, read_npy
 from .hdf import read_pandas_hdf
 from .join import checked_ids, edges_by_id, noted, on_regular_grid, positions_by_id

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..data import City
 from ..data.graph import Edges, edges_from_adjacency, edges_from_positions
-from ..data.table_file import id_text
+from ..data.ids import id_text
 from .files import csv_header, existing, present, read_csv, read_json
 from .grid import king_edges
 from .join import edges_by_distance, edges_by_id, noted, on_regular_grid, positions_by_id

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..data import City
+from ..data.units import adds_up
 from .catalogue import default_sources, load_city
 
 logger = logging.getLogger(__name__)
-
-_COUNTS = ("trips", "veh/5min")
-"""Units that add up over time; all others are averaged."""
 
 
 class Task(NamedTuple):
@@ -65,7 +62,6 @@ def _resampled(source: City, target: City) -> City:
             f"sources: {source.name} has a reading every {source.interval}, the target every {target.interval}; a "
             "finer one cannot be made of it, so resample the target (City.resample) or leave this source out"
         )
-    reduce: Literal["sum", "mean"] = "sum" if source.units[0] in _COUNTS else "mean"
+    reduce: Literal["sum", "mean"] = "sum" if adds_up(source.units[0], source.interval) else "mean"
     logger.info("%s: %s of its readings over %s, the target's interval", source.name, reduce, target.interval)
-    found = source.resample(target.interval, reduce)
-    return replace(found, units=target.units) if reduce == "sum" else found  # "a 5 min" became "an hour"
+    return source.resample(target.interval, reduce)

@@ -1,0 +1,53 @@
+"""Whether the parts of a city fit each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from .parts import check_local
+
+if TYPE_CHECKING:
+    from .city import City
+
+
+def check_city(city: City) -> None:
+    """Refuses a city whose parts do not fit each other.
+
+    Raises:
+        ValueError: The message names the argument.
+    """
+    if city.readings.dim() != 3 or city.readings.dtype != torch.float32:
+        raise ValueError(
+            f"readings: expected a float32 tensor [T, N, C], found {city.readings.dtype} {[*city.readings.shape]}"
+        )
+    if city.mask.shape != city.readings.shape or city.mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask: expected a bool tensor {[*city.readings.shape]}, found {city.mask.dtype} {[*city.mask.shape]}"
+        )
+    if city.edge_index.dim() != 2 or city.edge_index.shape[0] != 2 or city.edge_index.dtype != torch.int64:
+        raise ValueError(
+            f"edge_index: expected an int64 tensor [2, E], found {city.edge_index.dtype} {[*city.edge_index.shape]}"
+        )
+    num_edges = city.edge_index.shape[1]
+    if num_edges and not 0 <= int(city.edge_index.min()) <= int(city.edge_index.max()) < city.num_nodes:
+        raise ValueError(
+            f"edge_index: expected nodes 0 to {city.num_nodes - 1} (the readings have {city.num_nodes} nodes), "
+            f"found {int(city.edge_index.min())} to {int(city.edge_index.max())}"
+        )
+    if tuple(city.edge_weight.shape) != (num_edges,):
+        raise ValueError(f"edge_weight: expected shape [{num_edges}], found {[*city.edge_weight.shape]}")
+    if num_edges and not (torch.isfinite(city.edge_weight).all() and (city.edge_weight >= 0).all()):
+        raise ValueError("edge_weight: weights must be finite and not negative")
+    for argument in ("channels", "units"):
+        if len(getattr(city, argument)) != city.num_channels:
+            raise ValueError(
+                f"{argument}: the readings have {city.num_channels} channels, found {getattr(city, argument)}"
+            )
+    check_local(city.start)
+    if city.interval <= pd.Timedelta(0) or pd.Timedelta(days=1) % city.interval != pd.Timedelta(0):
+        raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {city.interval}")
+    if city.pos is not None and tuple(city.pos.shape) != (city.num_nodes, 2):
+        raise ValueError(f"pos: expected shape [{city.num_nodes}, 2], found {[*city.pos.shape]}")
