@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from ..data import City
 from ..data.graph import Edges
@@ -120,12 +122,12 @@ def _blocks(table: HdfRows, steps: Steps, size: int) -> Iterator[np.ndarray]:
         yield flow
 
 
-def _means(blocks: Iterator[np.ndarray], factor: int) -> Iterator[np.ndarray]:
+def _means(blocks: Iterator[np.ndarray], factor: int) -> Iterator[Tensor]:
     """As :meth:`City.resample`: the mean of ``factor`` steps, NaN where one is; a last that is not full is dropped."""
     for flow in blocks:
         steps = len(flow) // factor
         if steps:
-            yield flow[: steps * factor].reshape(steps, factor, -1).mean(axis=1)
+            yield torch.from_numpy(flow[: steps * factor].reshape(steps, factor, -1)).mean(dim=1)
 
 
 def _factor(steps: Steps, interval: str | pd.Timedelta | None) -> tuple[int, pd.Timedelta]:
