@@ -47,9 +47,7 @@ Root = Annotated[
     Path | None,
     typer.Option(help="Folder of the cities that are not bundled, one folder a city.", envvar="TSJT_CITIES"),
 ]
-Target = Annotated[
-    str, typer.Option(help="Target city: one that `tsjt cities` lists, or a folder (tables, or mapped).")
-]
+Target = Annotated[str, typer.Option(help="Target city: one that `tsjt cities` lists, or a folder of your own city.")]
 Sources = Annotated[
     str | None, typer.Option(help="Source cities, by comma. Default: the others of the target's group.")
 ]

@@ -40,6 +40,7 @@ from typer.testing import CliRunner
 
 from tsjt_pyg import datasets
 from tsjt_pyg.cli import app
+from tsjt_pyg.datasets.grid import AboutGrid
 from tsjt_pyg.datasets.named import NamedCityDataset
 from tsjt_pyg.evaluation import Comparison
 from tsjt_pyg.optim import TargetSkewedOptimizer
@@ -318,7 +319,9 @@ def test_every_class_of_a_city_is_on_the_page() -> None:
 def test_every_reader_is_on_the_page_with_its_arguments() -> None:
     for name in [name for name in datasets.__all__ if name.startswith(("read_", "map_"))]:
         assert re.search(rf"^from tsjt_pyg.datasets import .*\b{name}\b", PAGES["docs/formats.md"], flags=re.MULTILINE)
-        for argument in inspect.signature(getattr(datasets, name)).parameters:
+        signature = inspect.signature(getattr(datasets, name))
+        known = [*signature.parameters, *(AboutGrid.__annotations__ if name == "read_grid" else ())]
+        for argument in [argument for argument in known if argument != "about"]:
             assert re.search(rf"`{argument}`|\b{argument}\b[=,)]", PAGES["docs/formats.md"]), (name, argument)
 
 
