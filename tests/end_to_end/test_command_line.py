@@ -121,6 +121,12 @@ def test_cities_verifies_what_is_present(tsjt, tmp_path):
     assert "None of these cities is present" in tsjt("cities", "pems04", "--verify", "--root", tmp_path, code=1)
 
 
+def test_doctor_names_a_command_that_says_where_a_city_comes_from(tsjt, tmp_path):
+    text = tsjt("doctor", "--root", tmp_path)
+    assert "tsjt cities metr_la" in text
+    assert ".md" not in text
+
+
 def test_doctor_says_that_all_is_well(tsjt):
     text = tsjt("doctor")
     assert importlib.metadata.version("torch") in text

@@ -138,16 +138,16 @@ def read_card(name: str, folder: Path | None = None) -> Card:
     if not re.fullmatch(r"(demo/)?\w+", page) or not path.is_file():
         raise FileNotFoundError(f"card: there is no card datasets/{page}.md")
     card = Card(name, path.read_text(encoding="utf-8"), ())
-    table = card.section("Files").replace("<NAME>", name.rpartition("/")[2])
     found: list[CardFile] = []
-    for row in _ROW.finditer(table):
+    for row in _ROW.finditer(card.section("Files")):
         file, instead = _card_file(row)
         if instead and found:
             found[-1] = replace(found[-1], others=(*found[-1].others, *file.names))
         else:
             found.append(file)
-    if page == "libcity" and folder is not None:
-        said = atomic_names(folder)
+    if page == "libcity":
+        stem, said = name.removeprefix(_LIBCITY), {} if folder is None else atomic_names(folder)
+        found = [file.renamed(n.replace("<NAME>", stem) for n in file.names) for file in found]
         found = [file.renamed([said.get(Path(n).suffix, n) for n in file.names] + [*file.names]) for file in found]
     return replace(card, files=tuple(found))
 
