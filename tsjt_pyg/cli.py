@@ -47,7 +47,7 @@ Root = Annotated[
     Path | None,
     typer.Option(help="Folder of the cities that are not bundled, one folder a city.", envvar="TSJT_CITIES"),
 ]
-Target = Annotated[str, typer.Option(help="Target city: one that `tsjt cities` lists, or a folder of your own tables.")]
+Target = Annotated[str, typer.Option(help="Target city: one that `tsjt cities` lists, or a folder of your own city.")]
 Sources = Annotated[
     str | None, typer.Option(help="Source cities, by comma. Default: the others of the target's group.")
 ]
@@ -145,8 +145,8 @@ def cities(
             return
         entries = list_cities(root)
         if name is not None:
-            entries = [entry for entry in entries if entry.name == name]
-            if not entries:
+            entries = [entry for entry in entries if name == entry.name or name == entry.group == "libcity"]
+            if not entries and name != "libcity":  # which has a card, and a folder a data set
                 load_city(name, root)  # says which there are, where this is none
                 raise ValueError(f"city: {name} has no card: it is a file or folder of one's own (--describe shows it)")
         if verify:
@@ -171,7 +171,8 @@ def _list(entries: list[CityEntry]) -> None:
     for column in ("city", "group", "present", "size", "nodes x steps", "what it is"):
         table.add_column(column)
     for entry in entries:
-        card, folder = read_card(entry.name), city_folder(entry)
+        folder = city_folder(entry)
+        card = read_card(entry.name, folder)
         absent = missing_files(card, folder) if entry.present and folder is not None else []
         size = sum(path.stat().st_size for file in card.files if folder for path in file.paths(folder))
         table.add_row(
@@ -195,7 +196,7 @@ def _verify(entries: list[CityEntry]) -> None:
     for entry in entries:
         folder = city_folder(entry)
         if entry.present and folder is not None:
-            for file, state in verify_files(read_card(entry.name), folder).items():
+            for file, state in verify_files(read_card(entry.name, folder), folder).items():
                 states.append(state)
                 table.add_row(entry.name, file, f"[red]{state}[/]" if state == DIFFERS else state)
     out.print(table if states else "None of these cities is present.")

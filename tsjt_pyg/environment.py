@@ -53,7 +53,7 @@ def checks(root: str | Path | None = None) -> list[Check]:
         if entry.present:
             found.append(Check(entry.name, "present"))
         else:
-            found.append(Check(entry.name, "not present (optional)", remedy=f"--root FOLDER; datasets/{entry.name}.md"))
+            found.append(Check(entry.name, "not present (optional)", remedy=f"--root FOLDER; tsjt cities {entry.name}"))
     return found
 
 

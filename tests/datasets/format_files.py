@@ -12,7 +12,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tsjt_pyg.data import City
+
 IDS = ["773869", "767541", "717447", "717446"]
+
+
+def by_id(city: City) -> dict[str, list[float]]:
+    """Readings of each node (first channel), NaN where missing."""
+    values = city.readings[..., 0].numpy().copy()
+    values[~city.mask[..., 0].numpy()] = np.nan
+    return {node: values[:, i].tolist() for i, node in enumerate(city.node_ids)}
+
+
+def roads(city: City) -> dict[tuple[str, str], float]:
+    ids = [(city.node_ids[i], city.node_ids[j]) for i, j in city.edge_index.T.tolist()]
+    return dict(zip(ids, city.edge_weight.tolist(), strict=True))
+
+
+def places(city: City) -> dict[str, list[float]]:
+    assert city.pos is not None
+    return dict(zip(city.node_ids, city.pos.tolist(), strict=True))
 
 
 def speeds(ids: list[Any], steps: int = 6, freq: str = "5min", start: str = "2012-03-01") -> pd.DataFrame:

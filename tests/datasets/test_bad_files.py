@@ -337,7 +337,9 @@ def test_missing_files_are_named_with_the_card(tmp_path, write, optional):
         if path.name in optional:
             continue
         path.rename(path.with_suffix(".away"))
-        with pytest.raises(FileNotFoundError, match=rf"this file is missing.*the card datasets/{card}\.md") as caught:
+        with pytest.raises(
+            FileNotFoundError, match=rf"this file is missing.*`tsjt cities {card}` says where"
+        ) as caught:
             load_city(_name(folder), root=tmp_path)
         assert path.suffix in str(caught.value)
         path.with_suffix(".away").rename(path)

@@ -173,12 +173,43 @@ def test_of_some_files_one_is_enough(monkeypatch, tmp_path):
     assert list(verify_files(card, tmp_path)) == ["c.csv", "e.h5"]
 
 
+def test_files_may_lie_in_a_folder_and_have_other_names(monkeypatch, tmp_path):
+    card = parsed(
+        "| `a.pkl` (or `b.pkl`; or in `graph/`) | weights |\n| `c.csv` (or in `graph/`) | instead of the pickle |\n",
+        monkeypatch,
+        tmp_path,
+    )
+    (file,) = card.files
+    assert file.names == ("a.pkl", "b.pkl", "graph/a.pkl", "graph/b.pkl", "c.csv", "graph/c.csv")
+    assert [card.file(name) for name in file.names] == [file] * 6
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "graph" / "b.pkl").touch()
+    assert missing_files(card, tmp_path) == []
+    assert list(verify_files(card, tmp_path)) == ["graph/b.pkl"]
+
+
+def test_a_checksum_is_that_of_the_first_name(monkeypatch, tmp_path):
+    """Another release of the same by another name differs from it, and is not damaged for that."""
+    card = parsed(f"| `a.csv` (or `b.csv`) | x | `{hashlib.sha256(b'tide').hexdigest()}` |\n", monkeypatch, tmp_path)
+    for name, content, state in [
+        ("a.csv", b"tide", "as on the card"),
+        ("a.csv", b"ebb", "differs from the card"),
+        ("b.csv", b"tide", "as on the card"),
+        ("b.csv", b"ebb", "present, checksum not on the card"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        assert verify_files(card, tmp_path)[name] == state
+        (tmp_path / name).unlink()
+
+
 def test_a_folder_of_libcity_has_the_card_of_its_format(monkeypatch, tmp_path):
     (tmp_path / "libcity.md").write_text("# libcity\n\n## Files\n\n| `<NAME>.geo` | places |\n", encoding="utf-8")
     monkeypatch.setattr("tsjt_pyg.datasets.cards.files", lambda _: tmp_path)
     card = read_card("libcity/METR_LA")
     assert [file.name for file in card.files] == ["METR_LA.geo"]
-    assert (card.shapes, card.source) == ([], "")
+    assert (card.shapes, card.source, card.page) == ([], "", "libcity")
+    assert [file.name for file in read_card("libcity/a | `b`").files] == ["a | `b`.geo"]
+    assert "`tsjt cities libcity`" in where_to_get(card, tmp_path)
 
 
 def test_a_shape_with_a_remark():

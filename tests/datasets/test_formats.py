@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import numpy as np
@@ -11,38 +10,20 @@ import pytest
 from format_files import (
     IDS,
     MATRIX,
+    by_id,
+    places,
+    roads,
     speeds,
     to_hdf,
     write_largest,
-    write_libcity,
     write_metr_la,
     write_pems03,
 )
 
-from tsjt_pyg.data import City
 from tsjt_pyg.datasets import load_city
 from tsjt_pyg.datasets.dcrnn import read_dcrnn
 from tsjt_pyg.datasets.largest import read_largest
-from tsjt_pyg.datasets.libcity import read_libcity
 from tsjt_pyg.datasets.stgfsl import read_stgfsl
-
-
-def by_id(city: City) -> dict[str, list[float]]:
-    """Readings of each node (first channel), NaN where missing."""
-    values = city.readings[..., 0].numpy().copy()
-    values[~city.mask[..., 0].numpy()] = np.nan
-    return {node: values[:, i].tolist() for i, node in enumerate(city.node_ids)}
-
-
-def roads(city: City) -> dict[tuple[str, str], float]:
-    ids = [(city.node_ids[i], city.node_ids[j]) for i, j in city.edge_index.T.tolist()]
-    return dict(zip(ids, city.edge_weight.tolist(), strict=True))
-
-
-def places(city: City) -> dict[str, list[float]]:
-    assert city.pos is not None
-    return dict(zip(city.node_ids, city.pos.tolist(), strict=True))
-
 
 # --- METR-LA, PEMS-BAY
 
@@ -316,82 +297,3 @@ def test_largest_with_files_of_the_region_alone(tmp_path):
     for file in ("ca_meta.csv", "ca_rn_adj.npy"):
         (folder / file).unlink()
     assert roads(read_largest(folder, "largest_sd"))["1118333", "1114091"] == 0.5
-
-
-# --- LibCity
-
-
-@pytest.mark.parametrize("shuffle", [None, 0, 1])
-def test_libcity(tmp_path, shuffle):
-    write_libcity(tmp_path / "libcity", shuffle=shuffle)
-    city = load_city("libcity/METR_LA", root=tmp_path)
-    frame = speeds(["773869", "767541"])
-    assert by_id(city)["767541"] == frame["767541"].to_list()
-    assert city.mask[:, city.node_ids.index("773869"), 0].tolist() == [True, False, True, True, True, True]
-    assert places(city) == {"773869": [34.1, -118.1], "767541": [34.2, -118.2]}
-    assert roads(city) == pytest.approx({("773869", "767541"): np.exp(-1)})
-    assert (city.channels, city.name) == (("traffic_speed",), "libcity/METR_LA")
-    assert (city.start, city.interval) == (pd.Timestamp("2012-03-01"), pd.Timedelta("5min"))
-
-
-def test_libcity_rows_that_are_left_out_are_missing(tmp_path):
-    folder = write_libcity(tmp_path)
-    path = folder / "METR_LA.dyna"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:3] + lines[4:]))
-    city = read_libcity(folder)
-    assert city.mask[:, 0, 0].tolist() == [True, False, False, True, True, True]
-    assert city.mask[:, 1].all()
-
-
-def test_libcity_weights_and_channels_as_the_config_says(tmp_path):
-    folder = write_libcity(tmp_path)
-    path = folder / "METR_LA.dyna"
-    pd.read_csv(path).assign(flow=0.0, extra="words").to_csv(path, index=False)  # not in data_col, so it may hold text
-    rel = folder / "METR_LA.rel"
-    pd.read_csv(rel).assign(link_weight=[0.5, 1], road=["I 5", None]).to_csv(rel, index=False)
-    info = {"data_col": ["traffic_speed", "flow"], "weight_col": "link_weight", "time_intervals": 300}
-    (folder / "config.json").write_text(json.dumps({"info": info}))
-    city = read_libcity(folder, units=["mph", "veh"])
-    assert (city.channels, city.units) == (("traffic_speed", "flow"), ("mph", "veh"))
-    assert roads(city) == {("773869", "767541"): 0.5}
-    assert city.select("flow").mask.all()  # a flow of zero is a count
-    assert not read_libcity(folder, zero_missing=["flow"]).select("flow").mask.any()
-
-
-def test_libcity_without_roads(tmp_path, caplog):
-    folder = write_libcity(tmp_path)
-    (folder / "METR_LA.rel").unlink()
-    with caplog.at_level("INFO"):
-        city = read_libcity(folder)
-    assert "each node is joined with its 8 nearest by position" in caplog.text
-    assert set(roads(city)) == {("773869", "767541"), ("767541", "773869")}
-    pd.DataFrame({"geo_id": [767541, 773869], "type": "Point", "coordinates": "[]"}).to_csv(
-        folder / "METR_LA.geo", index=False
-    )
-    assert read_libcity(folder).num_edges == 0
-    assert "no two of its 2 nodes are joined by a road" in caplog.text
-
-
-def test_libcity_grid(tmp_path):
-    folder = tmp_path / "NYCTAXI"
-    folder.mkdir()
-    cells = [(row, column) for row in range(2) for column in range(2)]
-    rows = [
-        (f"2014-01-01T{hour:02}:00:00Z", row, column, 10 * row + column + 100 * hour, 1)
-        for row, column in cells
-        for hour in range(3)
-    ]
-    table = pd.DataFrame(rows, columns=["time", "row_id", "column_id", "pickup", "dropoff"])
-    table.insert(0, "type", "state")
-    table.insert(0, "dyna_id", range(len(table)))
-    table.sample(frac=1, random_state=0).to_csv(folder / "NYCTAXI.grid", index=False)
-    geo = pd.DataFrame(cells, columns=["row_id", "column_id"])
-    geo = geo.assign(geo_id=range(4), type="Polygon", coordinates="[[[0,0],[0,1],[1,1],[1,0]]]")
-    geo[["geo_id", "type", "coordinates", "row_id", "column_id"]].to_csv(folder / "NYCTAXI.geo", index=False)
-    city = read_libcity(folder)
-    assert sorted(city.node_ids) == ["0-0", "0-1", "1-0", "1-1"]
-    assert by_id(city)["1-0"] == [10, 110, 210]
-    assert by_id(city)["0-0"] == [0, 100, 200]  # a zero is a count
-    assert city.num_edges == 12
-    assert city.interval == pd.Timedelta("1h")

@@ -188,6 +188,12 @@ def test_a_truncated_pickle(tmp_path, length):
         read_pickle(written(tmp_path, WHOLE[:length]))
 
 
+def test_a_number_that_would_take_all_memory(tmp_path):
+    data = bytes(pickle.dumps([1], protocol=2)).replace(b"q\x00", b"r" + (2**32 - 2).to_bytes(4, "little"))
+    with pytest.raises(ValueError, match=r"adj_mx\.pkl: cannot be read as a pickle .*it numbers an object 4294967294"):
+        read_pickle(written(tmp_path, data))
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, len(WHOLE) - 1), byte=st.integers(0, 255))
 def test_a_damaged_pickle_gives_data_or_one_clear_error(tmp_path, place, byte):

@@ -268,7 +268,7 @@ def test_without_files_it_says_where_to_get_them(dataset, tmp_path):
 
 def test_only_what_is_missing_is_named(los_loop):
     (los_loop / "los_loop" / "adjacency.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"los_loop: adjacency\.csv missing in"):
+    with pytest.raises(FileNotFoundError, match=r"los_loop: adjacency\.csv or los_adj\.csv missing in"):
         LosLoop(los_loop)
 
 
@@ -281,7 +281,7 @@ def test_files_with_a_url_are_downloaded_and_checked(los_loop, monkeypatch):
 
     def offer(url: str, sha256: str) -> None:
         offered = replace(card, files=(CardFile("speed.csv", "speeds", sha256, url), *card.files[1:]))
-        monkeypatch.setattr(module, "read_card", lambda name: offered)
+        monkeypatch.setattr(module, "read_card", lambda *_: offered)
 
     with serving() as server:
         server.content = content

@@ -234,7 +234,7 @@ def test_missing_files_are_named_with_the_card(tmp_path, write):
         content = path.read_bytes()
         path.unlink()
         with pytest.raises(
-            FileNotFoundError, match=rf"{path}: this file is missing.*card datasets/{folder.name}\.md.*--root"
+            FileNotFoundError, match=rf"{path}: this file is missing.*`tsjt cities {folder.name}` says where.*--root"
         ):
             load_city(folder.name, root=tmp_path)
         path.write_bytes(content)

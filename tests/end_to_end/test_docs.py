@@ -38,7 +38,10 @@ from torch import distributed
 from torch.distributed import run as torchrun
 from typer.testing import CliRunner
 
+from tsjt_pyg import datasets
 from tsjt_pyg.cli import app
+from tsjt_pyg.datasets.grid import AboutGrid
+from tsjt_pyg.datasets.named import NamedCityDataset
 from tsjt_pyg.evaluation import Comparison
 from tsjt_pyg.optim import TargetSkewedOptimizer
 
@@ -53,6 +56,7 @@ OPTIONAL = {
     "lightning": "lightning",
     "osmnx": "osmnx",
     "schedulefree": "schedulefree",
+    "tables": "tables",
     "torchjd": "torchjd",
     "torch_geometric_temporal": "torch_geometric_temporal",
     "torch.utils.tensorboard": "tensorboard",
@@ -303,6 +307,22 @@ def test_the_gains_are_the_measured_ones() -> None:
         rates = [run.stats["conflict_rate"] for run in found.runs("tsjt")]
         assert cells == [*gains, f"{100 * sum(rates) / len(rates):.1f}"]
     assert len(rows) == 3
+
+
+def test_every_class_of_a_city_is_on_the_page() -> None:
+    classes = [c for c in vars(datasets).values() if isinstance(c, type) and issubclass(c, NamedCityDataset)]
+    named = [f"| `{c.__name__}` | `{c.city_name}` | " for c in classes]
+    assert len(named) == sum(entry.group not in ("demo", "libcity") for entry in datasets.list_cities("nowhere"))
+    assert [row for row in named if row not in PAGES["docs/pyg_datasets.md"]] == []
+
+
+def test_every_reader_is_on_the_page_with_its_arguments() -> None:
+    for name in [name for name in datasets.__all__ if name.startswith(("read_", "map_"))]:
+        assert re.search(rf"^from tsjt_pyg.datasets import .*\b{name}\b", PAGES["docs/formats.md"], flags=re.MULTILINE)
+        signature = inspect.signature(getattr(datasets, name))
+        known = [*signature.parameters, *(AboutGrid.__annotations__ if name == "read_grid" else ())]
+        for argument in [argument for argument in known if argument != "about"]:
+            assert re.search(rf"`{argument}`|\b{argument}\b[=,)]", PAGES["docs/formats.md"]), (name, argument)
 
 
 def test_the_table_of_source_weights_is_the_measured_one() -> None:

@@ -4,7 +4,7 @@ from .catalogue import CityEntry, default_sources, list_cities, load_city
 from .dcrnn import read_dcrnn
 from .grid import read_grid
 from .jonas import read_jonas
-from .largest import read_largest
+from .largest import map_largest, read_largest
 from .libcity import read_libcity
 from .named import PEMS04, PEMS08, JonasDC, JonasNYC, LosLoop
 from .named_unseen import (
@@ -54,6 +54,7 @@ __all__ = [
     "list_cities",
     "load_city",
     "load_task",
+    "map_largest",
     "read_dcrnn",
     "read_grid",
     "read_jonas",

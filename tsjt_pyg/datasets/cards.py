@@ -9,19 +9,23 @@ file::
     | `LICENSE` | optional: the terms | not known |
 
 One of ``a`` and ``b`` is enough where the first cell says ``a (or b)``, where the row of ``b`` begins with ``or``, or
-where its second cell begins with ``instead of``. A row whose second cell begins with ``optional`` or ``may be absent``
-is not needed to read the city. A fourth cell may hold the URL that the file may be downloaded from; only a file whose
-checksum is known has one.
+where its second cell begins with ``instead of``; a name that ends in ``/`` is a folder in which each of the cell's
+files may lie, too. The readers look for these names and no others; the first that is there goes before. A row whose
+second cell begins with ``optional`` or ``may be absent`` is not needed to read the city. A fourth cell may hold the URL
+that the file may be downloaded from; only a file whose checksum is known has one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from .atomic_files import atomic_names
 
 if TYPE_CHECKING:
     from .catalogue import CityEntry
@@ -42,10 +46,10 @@ class CardFile:
     Args:
         name: Its name in the data set's folder.
         about: What it holds.
-        sha256: 64 hexadecimal digits, or ``None`` where they are not known.
+        sha256: 64 hexadecimal digits, of the file by this name, or ``None`` where they are not known.
         url: Where it may be downloaded from, or ``None`` where no lawful, stable place with a known checksum is known.
         optional: Whether the city can be read without it.
-        others: Names of files of which one is enough instead of it.
+        others: Names of files of which one is enough instead of it, in the order in which they are looked for.
     """
 
     name: str
@@ -55,9 +59,19 @@ class CardFile:
     optional: bool = False
     others: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and the others."""
+        return (self.name, *self.others)
+
+    def renamed(self, names: Iterable[str]) -> CardFile:
+        """The file under other names, the first of them before the others."""
+        first, *others = dict.fromkeys(names)
+        return replace(self, name=first, others=tuple(others))
+
     def paths(self, folder: Path) -> list[Path]:
         """Which of the file and the others are in ``folder``."""
-        return [folder / name for name in (self.name, *self.others) if (folder / name).is_file()]
+        return [folder / name for name in self.names if (folder / name).is_file()]
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,15 @@ class Card:
     name: str
     text: str
     files: tuple[CardFile, ...]
+
+    @property
+    def page(self) -> str:
+        """What ``tsjt cities`` shows the card by."""
+        return _page(self.name)
+
+    def file(self, name: str) -> CardFile:
+        """The file that has this name, or may have it."""
+        return next(file for file in self.files if name in file.names)
 
     def section(self, heading: str) -> str:
         """The text under ``## heading``; empty where there is no such section."""
@@ -96,34 +119,44 @@ class Card:
         return " ".join(self.section("Source").split("\n\n")[0].split())
 
 
-def read_card(name: str) -> Card:
+def _page(name: str) -> str:
+    return "libcity" if name.startswith(_LIBCITY) else name
+
+
+def read_card(name: str, folder: Path | None = None) -> Card:
     """The card of a data set.
 
     Args:
         name: As :func:`~tsjt_pyg.datasets.load_city` takes it, for example ``"los_loop"`` or ``"demo/riverton"``.
+        folder: Where its files lie; of account for LibCity's, for a ``config.json`` there may name them.
 
     Raises:
         FileNotFoundError: If there is no card of this name.
     """
-    page = "libcity" if name.startswith(_LIBCITY) else name
+    page = _page(name)
     path = files("tsjt_pyg.datasets.bundled").joinpath(*f"{page}.md".split("/"))
     if not re.fullmatch(r"(demo/)?\w+", page) or not path.is_file():
         raise FileNotFoundError(f"card: there is no card datasets/{page}.md")
     card = Card(name, path.read_text(encoding="utf-8"), ())
-    table = card.section("Files").replace("<NAME>", name.rpartition("/")[2])
     found: list[CardFile] = []
-    for row in _ROW.finditer(table):
+    for row in _ROW.finditer(card.section("Files")):
         file, instead = _card_file(row)
         if instead and found:
-            found[-1] = replace(found[-1], others=(*found[-1].others, file.name, *file.others))
+            found[-1] = replace(found[-1], others=(*found[-1].others, *file.names))
         else:
             found.append(file)
+    if page == "libcity":
+        stem, said = name.removeprefix(_LIBCITY), {} if folder is None else atomic_names(folder)
+        found = [file.renamed(n.replace("<NAME>", stem) for n in file.names) for file in found]
+        found = [file.renamed([said.get(Path(n).suffix, n) for n in file.names] + [*file.names]) for file in found]
     return replace(card, files=tuple(found))
 
 
 def _card_file(row: re.Match[str]) -> tuple[CardFile, bool]:
     """The file of a row, and whether it is instead of the one above."""
-    name, *others = re.findall(r"`([^`]+)`", row["names"])
+    cell = re.findall(r"`([^`]+)`", row["names"])
+    names = [part for part in cell if not part.endswith("/")]
+    name, *others = names + [f"{inner}{part}" for inner in cell if inner.endswith("/") for part in names]
     about = row["cells"].split("|")[0].strip()
     sha256, url = _SHA256.search(row["cells"]), _URL.search(row["cells"])
     file = CardFile(
@@ -153,11 +186,11 @@ def missing_files(card: Card, folder: Path) -> list[str]:
 def where_to_get(card: Card, folder: Path) -> str:
     """One message: which files without a URL are missing, where they come from, and where they belong."""
     absent = [file for file in card.files if file.url is None and file.name in missing_files(card, folder)]
-    names = ", ".join(" or ".join((file.name, *file.others)) for file in absent)
+    names = ", ".join(" or ".join(file.names) for file in absent)
     return (
         f"{card.name}: {names} missing in {folder}, and there is no lawful mirror with a known checksum to download "
         f"from. Get the files by hand and put them there. Source: {card.source} The card says more: "
-        f"`tsjt cities {card.name}`"
+        f"`tsjt cities {card.page}`"
     )
 
 
@@ -170,7 +203,8 @@ def sha256_of(path: Path) -> str:
 def verify_files(card: Card, folder: Path) -> dict[str, State]:
     """What each file of the card is in ``folder``, by name; reads every file that is there.
 
-    Optional files that are absent are left out.
+    Optional files that are absent are left out. A checksum is that of the file by its first name: another
+    release of the same by another name may differ from it without being damaged.
     """
     found: dict[str, State] = {}
     for file in card.files:
@@ -178,8 +212,7 @@ def verify_files(card: Card, folder: Path) -> dict[str, State]:
         if not paths and not file.optional:
             found[file.name] = "missing"
         for path in paths:
-            if file.sha256 is None:
-                found[path.name] = "present, checksum not on the card"
-            else:
-                found[path.name] = "as on the card" if sha256_of(path) == file.sha256 else DIFFERS
+            name = path.relative_to(folder).as_posix()
+            unknown: State = DIFFERS if name == file.name and file.sha256 else "present, checksum not on the card"
+            found[name] = "as on the card" if file.sha256 and sha256_of(path) == file.sha256 else unknown
     return found

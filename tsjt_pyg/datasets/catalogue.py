@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ..data import City
+from ..data.mapped import HEADER
 from .dcrnn import read_dcrnn
 from .demo import demo_names, read_demo
 from .jonas import read_jonas
@@ -155,7 +156,8 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
     Args:
         name: For example ``"demo/riverton"`` (bundled) or ``"los_loop"``; :func:`list_cities` lists them all.
             ``"libcity/METR_LA"`` is the folder ``libcity/METR_LA`` of LibCity's atomic files, whatever its name. A path
-            that ends in ``.npz`` is a city written by :meth:`City.save`, any other folder holds one's own tables
+            that ends in ``.npz`` is a city written by :meth:`City.save`; any other folder is one written by
+            :meth:`City.save_mapped`, whose readings stay on the disk, or holds one's own tables
             (:func:`~tsjt_pyg.datasets.tables.read_folder`).
         root: Folder with one folder a data set; default: the environment variable ``TSJT_CITIES``.
 
@@ -172,24 +174,24 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
     of_libcity = libcity not in ("", ".", "..") and Path(libcity).name == libcity
     if name not in _READERS and not of_libcity:
         if Path(name).is_dir():
-            return read_folder(Path(name)).city
+            return City.load(name) if (Path(name) / HEADER).is_file() else read_folder(Path(name)).city
         known = [f"demo/{demo}" for demo in demo_names()] + list(_READERS)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
             f"city: there is no city {name!r}{hint} Known are {', '.join(known)}, {_LIBCITY}<folder>, files of "
-            "City.save (.npz), and folders with readings.csv and sensors.csv"
+            "City.save (.npz), and folders of City.save_mapped or with readings.csv and sensors.csv"
         )
     card = "libcity" if of_libcity else name
     base = _root(root)
     if base is None:
         raise FileNotFoundError(
             f"city {name!r} is not bundled: say where its folder lies with root= (--root) or the environment variable "
-            f"{ROOT_VARIABLE}; the card datasets/{card}.md says which files it needs"
+            f"{ROOT_VARIABLE}; `tsjt cities {card}` says which files it needs"
         )
     if not (base / name).is_dir():
         raise FileNotFoundError(
-            f"city {name!r}: there is no folder {base / name}; the card datasets/{card}.md says what belongs there"
+            f"city {name!r}: there is no folder {base / name}; `tsjt cities {card}` says what belongs there"
         )
     try:
         return read_libcity(base / name, libcity) if of_libcity else _READERS[name][2](base / name)

@@ -11,7 +11,8 @@ import pandas as pd
 from ..data import City
 from ..data.graph import Edges
 from ..data.ids import id_text
-from .files import existing, present, read_csv
+from .cards import read_card
+from .files import check_name, existing, present, read_csv
 from .hdf import read_pandas_hdf
 from .join import checked_ids, edges_by_distance, edges_by_id, noted, on_regular_grid, positions_by_id
 from .pickles import read_pickle
@@ -19,33 +20,21 @@ from .pickles import read_pickle
 logger = logging.getLogger(__name__)
 
 _FILES = {
-    "metr_la": {
-        "readings": ("metr-la.h5", "METR-LA.h5"),
-        "matrix": ("adj_mx.pkl", "adj_mx_la.pkl", "adj_METR-LA.pkl"),
-        "distances": ("distances_la_2012.csv", "distances.csv"),
-        "places": ("graph_sensor_locations.csv",),
-    },
-    "pems_bay": {
-        "readings": ("pems-bay.h5", "PEMS-BAY.h5"),
-        "matrix": ("adj_mx_bay.pkl", "adj_mx.pkl", "adj_PEMS-BAY.pkl"),
-        "distances": ("distances_bay_2017.csv", "distances.csv"),
-        "places": (
-            "graph_sensor_locations_bay.csv",
-            "graph_sensor_locations_pems_bay.csv",
-            "graph_sensor_locations.csv",
-        ),
-    },
+    "metr_la": ("metr-la.h5", "adj_mx.pkl", "graph_sensor_locations.csv"),
+    "pems_bay": ("pems-bay.h5", "adj_mx_bay.pkl", "graph_sensor_locations_bay.csv"),
 }
+"""Of each city readings, roads and positions, by their first names on its card."""
 
 
-def read_dcrnn(folder: Path, name: str, sigma: float | None = None) -> City:
+def read_dcrnn(folder: str | Path, name: str, sigma: float | None = None) -> City:
     """Loop detectors every 5 minutes: speed (mph); a zero is a missing reading.
 
     Files: ``metr-la.h5`` / ``pems-bay.h5`` (a column a sensor id), and the roads as ``adj_mx*.pkl`` (a pickle of
     ``[sensor_ids, sensor_id_to_ind, adj_mx]``, which goes before) or as ``distances*.csv`` (``from, to, cost`` in
     metres, with or without a header; weights are DCRNN's, :math:`\\exp(-d^2/\\sigma^2)` with the standard deviation of
     the distances for :math:`\\sigma`, from 0.1). ``graph_sensor_ids.txt`` (ids with commas between) limits the sensors,
-    ``graph_sensor_locations*.csv`` adds positions; both may be absent. Joined by id: see
+    ``graph_sensor_locations*.csv`` adds positions; both may be absent. All but the readings may lie in
+    ``sensor_graph/``, as in DCRNN's repository; the card lists the names. Joined by id: see
     :mod:`tsjt_pyg.datasets.join`.
 
     Args:
@@ -55,11 +44,13 @@ def read_dcrnn(folder: Path, name: str, sigma: float | None = None) -> City:
 
     Raises:
         FileNotFoundError: If readings or roads are missing.
-        ValueError: If a file is damaged, or they do not fit each other.
+        ValueError: If the name is unknown, a file is damaged, or they do not fit each other.
     """
-    files = _FILES[name]
-    path = existing(folder, files["readings"][0], name, *files["readings"][1:])
-    listed = present(folder, "graph_sensor_ids.txt", "sensor_graph/graph_sensor_ids.txt")
+    check_name(name, _FILES)
+    folder, card = Path(folder), read_card(name)
+    readings, roads, positions = _FILES[name]
+    path = existing(folder, card, readings)
+    listed = present(folder, card, "graph_sensor_ids.txt")
     wanted = None if listed is None else _sensor_ids(listed)
     table = read_pandas_hdf(path, wanted)
     if not table.columns:
@@ -71,9 +62,9 @@ def read_dcrnn(folder: Path, name: str, sigma: float | None = None) -> City:
         )
     speed, start, interval = on_regular_grid(table.values, table.times, path)
     speed[speed == 0] = np.nan
-    edges = _roads(folder, name, table.columns, sigma)
+    edges = _roads(existing(folder, card, roads), table.columns, sigma)
     about: dict = {}
-    places = present(folder, *files["places"], *(f"sensor_graph/{file}" for file in files["places"]))
+    places = present(folder, card, positions)
     if places is not None:
         pos = positions_by_id(_locations(places), table.columns, places)
         about = {} if pos is None else {"positions": pos}
@@ -92,13 +83,9 @@ def read_dcrnn(folder: Path, name: str, sigma: float | None = None) -> City:
     return noted(city, path)
 
 
-def _roads(folder: Path, name: str, node_ids: list[str], sigma: float | None) -> Edges:
-    matrices, distances = _FILES[name]["matrix"], _FILES[name]["distances"]
-    pickled = present(folder, *matrices, *(f"sensor_graph/{file}" for file in matrices))
-    if pickled is not None:
-        return _pickled_roads(pickled, node_ids)
-    others = (*distances[1:], *(f"sensor_graph/{file}" for file in distances), matrices[0])
-    path = existing(folder, distances[0], name, *others)
+def _roads(path: Path, node_ids: list[str], sigma: float | None) -> Edges:
+    if path.suffix == ".pkl":
+        return _pickled_roads(path, node_ids)
     if _has_header(path):
         table = read_csv(path, "from", "to", "cost", text=("from", "to"))
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,46 @@ import pandas as pd
 from ..data.city_file import DAMAGED, open_npz
 from ..data.table_file import Table, line_of, read_text
 
+if TYPE_CHECKING:
+    from .cards import Card
 
-def existing(folder: Path, name: str, card: str, *others: str) -> Path:
-    """The file ``folder/name``, or the first of ``others`` that is there (the same content by another name).
+
+def existing(folder: Path, card: Card, name: str) -> Path:
+    """The file ``folder/name``, or the first of those that are as good by the card.
+
+    Args:
+        folder: Where the files lie.
+        card: What belongs there.
+        name: Any of the names of the file on the card.
 
     Raises:
-        FileNotFoundError: If none is there; the message says where it belongs and names the card that says where to
-            get it.
+        FileNotFoundError: If none is there; the message says where it belongs and which command says where to get it.
     """
-    found = present(folder, name, *others)
+    found = present(folder, card, name)
     if found is None:
-        also = f" (it may be called {' or '.join(others)}, too)" if others else ""
+        first, *others = card.file(name).names
+        also = f" (or, instead of it, {' or '.join(others)})" if others else ""
         raise FileNotFoundError(
-            f"{folder / name}: this file is missing{also}. Put it there (the card datasets/{card}.md says where to get "
+            f"{folder / first}: this file is missing{also}. Put it there (`tsjt cities {card.page}` says where to get "
             "it), or choose another folder of cities with root= (--root) or the environment variable TSJT_CITIES"
         )
     return found
 
 
-def present(folder: Path, *names: str) -> Path | None:
-    """The first of the files that is there."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def present(folder: Path, card: Card, name: str) -> Path | None:
+    """As :func:`existing`, but ``None`` if none is there."""
+    return next(iter(card.file(name).paths(folder)), None)
+
+
+def check_name(name: str, known: Iterable[str]) -> None:
+    """Refuses a name of a city that a reader does not know.
+
+    Raises:
+        ValueError: The message lists those it knows.
+    """
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"name: expected {' or '.join(map(repr, names))}, found {name!r}")
 
 
 def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:

@@ -6,6 +6,8 @@ runs any code in them. Here no attribute but ``kind`` is read, and no pickle is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from ..data.ids import id_text
 _ROWS = 1024
 """Rows that are read at a time."""
 
+_Block = tuple[Any, list[int], list[int]]
+"""A data set in the file, the columns to take of it, and where they belong."""
+
 
 class HdfTable(NamedTuple):
     """A table: float32 ``[T, N]``, one column a node id, one row a time."""
@@ -26,8 +31,27 @@ class HdfTable(NamedTuple):
     times: pd.DatetimeIndex
 
 
-def read_pandas_hdf(path: Path, columns: list[str] | None = None) -> HdfTable:
-    """The table in an HDF5 file that :meth:`pandas.DataFrame.to_hdf` wrote.
+class HdfRows:
+    """An open table, of which rows are read when they are asked for; see :func:`open_pandas_hdf`."""
+
+    def __init__(self, group: Any, path: Path, columns: list[str] | None) -> None:
+        self.path = path
+        self.columns, self.times, self._blocks = _layout(group, columns)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of the given numbers, in that order: float32 ``[len(rows), N]``."""
+        values = np.full((len(rows), len(self.columns)), np.nan, dtype=np.float32)
+        with _clear_errors(self.path):
+            for first in range(0, len(rows), _ROWS):
+                part = rows[first : first + _ROWS]
+                for dataset, taken, to in self._blocks:
+                    values[first : first + _ROWS, to] = _rows_of(dataset, part)[:, taken]
+        return values
+
+
+@contextmanager
+def open_pandas_hdf(path: Path, columns: list[str] | None = None) -> Iterator[HdfRows]:
+    """The table in an HDF5 file that :meth:`pandas.DataFrame.to_hdf` wrote, left on the disk.
 
     Args:
         path: A file with one table, in the fixed format (pandas' default).
@@ -42,9 +66,22 @@ def read_pandas_hdf(path: Path, columns: list[str] | None = None) -> HdfTable:
         import h5py
     except ImportError as error:
         raise ImportError(f'{path}: HDF5 files need h5py: pip install "tsjt-pyg[hdf]"') from error
+    with ExitStack() as stack:
+        with _clear_errors(path):
+            table = HdfRows(_group(stack.enter_context(h5py.File(path, "r"))), path, columns)
+        yield table
+
+
+def read_pandas_hdf(path: Path, columns: list[str] | None = None) -> HdfTable:
+    """The whole table in an HDF5 file; for arguments and errors see :func:`open_pandas_hdf`."""
+    with open_pandas_hdf(path, columns) as table:
+        return HdfTable(table.read(np.arange(len(table.times))), table.columns, table.times)
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
     try:
-        with h5py.File(path, "r") as file:
-            return _read(file, columns)
+        yield
     except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
         hint = "; its compressor is not at hand, so write it anew without complib" if _by_plugin(error) else ""
         raise ValueError(f"{path}: cannot be read as HDF5 ({str(error).strip(chr(39))}){hint}") from error
@@ -59,24 +96,31 @@ def _by_plugin(error: Exception) -> bool:
 _ANEW = "write it anew with DataFrame.to_hdf(path, key='df') (format 'fixed', no complib)"
 
 
-def _read(file: Any, columns: list[str] | None) -> HdfTable:
+def _group(file: Any) -> Any:
+    """The one table of the file."""
     import h5py
 
     groups = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
     tables = [name for name in groups if isinstance(file[name], h5py.Group)]
     if len(tables) != 1:
         raise ValueError(f"expected one table of pandas, found {sorted(file)}")
-    group = file[tables[0]]
-    if "table" in group:
+    if "table" in file[tables[0]]:
         raise ValueError(f"{tables[0]!r} is in the format 'table', whose columns are a pickle; {_ANEW}")
+    return file[tables[0]]
+
+
+def _layout(group: Any, columns: list[str] | None) -> tuple[list[str], pd.DatetimeIndex, list[_Block]]:
+    """Node ids, times, and where the readings lie."""
+    import h5py
+
     blocks = sorted(name.removesuffix("_values") for name in group if name.startswith("block") and "_values" in name)
     for part in ("axis0", "axis1", *(f"{block}{end}" for block in blocks for end in ("_items", "_values"))):
         link = group.get(part, getlink=True)
         dataset = group[part] if isinstance(link, h5py.HardLink) else None
         if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-            raise ValueError(f"{tables[0]}/{part} is absent or lies in another file; {_ANEW}")
+            raise ValueError(f"{group.name.strip('/')}/{part} is absent or lies in another file; {_ANEW}")
     names = _labels(group["axis0"])
-    index = _times(group["axis1"])
+    times = _times(group["axis1"])
     if columns is not None:
         wanted = set(columns)
         names = [name for name in names if name in wanted]
@@ -84,23 +128,26 @@ def _read(file: Any, columns: list[str] | None) -> HdfTable:
     if len(position) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"node {twice!r} has more than one column; each node needs exactly one")
-    values = np.full((len(index), len(names)), np.nan, dtype=np.float32)
-    for block in blocks:
-        _fill(values, group[f"{block}_values"], _labels(group[f"{block}_items"]), position, block)
-    return HdfTable(values, names, index)
+    return names, times, [_block(group, block, len(times), position) for block in blocks]
 
 
-def _fill(values: np.ndarray, dataset: Any, items: list[str], position: dict[str, int], block: str) -> None:
-    if dataset.shape != (len(values), len(items)) or dataset.dtype.kind not in "fiub":
+def _block(group: Any, block: str, steps: int, position: dict[str, int]) -> _Block:
+    dataset, items = group[f"{block}_values"], _labels(group[f"{block}_items"])
+    if dataset.shape != (steps, len(items)) or dataset.dtype.kind not in "fiub":
         raise ValueError(
-            f"{block}_values: expected numbers of shape {[len(values), len(items)]}, found {dataset.dtype} "
-            f"{[*dataset.shape]}"
+            f"{block}_values: expected numbers of shape {[steps, len(items)]}, found {dataset.dtype} {[*dataset.shape]}"
         )
     taken = [i for i, item in enumerate(items) if item in position]
-    to = [position[items[i]] for i in taken]
-    for first in range(0, len(values), _ROWS):
-        rows = dataset[first : first + _ROWS]
-        values[first : first + _ROWS, to] = rows[:, taken]
+    return dataset, taken, [position[items[i]] for i in taken]
+
+
+def _rows_of(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    if len(rows) == rows[-1] - rows[0] + 1 and (np.diff(rows) == 1).all():
+        return np.asarray(dataset[rows[0] : rows[-1] + 1])
+    order = np.argsort(rows)  # h5py takes rows in their order in the file only
+    values = np.empty((len(rows), dataset.shape[1]), dtype=dataset.dtype)
+    values[order] = dataset[rows[order]]
+    return values
 
 
 def _labels(dataset: Any) -> list[str]:

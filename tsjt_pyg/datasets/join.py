@@ -8,8 +8,9 @@ node has one. Each of these is logged with its number. Files that have no id in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from ..data import City
 from ..data.graph import Edges, edges_from_distances
 from ..data.ids import check_ids, id_text
 from ..data.places import check_positions
+from ..data.rows import row_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -151,10 +153,25 @@ def checked_ids(ids: Sequence[object], number: int, path: Path) -> list[str]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def on_regular_grid(
-    values: np.ndarray, index: pd.DatetimeIndex, path: Path
-) -> tuple[np.ndarray, pd.Timestamp, pd.Timedelta]:
-    """``values`` ``[T, ...]`` in the order of time, with NaN where a step is left out, its start and its interval.
+class Steps(NamedTuple):
+    """The rows of a file as steps of a regular time: row ``order[i]`` is step ``steps[i]``; both grow with ``i``."""
+
+    order: np.ndarray
+    steps: np.ndarray
+    total: int
+    start: pd.Timestamp
+    interval: pd.Timedelta
+
+    def blocks(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """``size`` steps at a time: the rows that are there, the places of them in the block, and its length."""
+        for first in range(0, self.total, size):
+            length = min(size, self.total - first)
+            there = slice(*np.searchsorted(self.steps, [first, first + length]))
+            yield self.order[there], self.steps[there] - first, length
+
+
+def regular_steps(index: pd.DatetimeIndex, path: Path) -> Steps:
+    """The times of a file's rows as steps.
 
     The interval is the most frequent gap; what falls between two steps is an error, not rounded.
 
@@ -169,10 +186,11 @@ def on_regular_grid(
         raise ValueError(f"{path}: the time {index[index.duplicated()][0]} occurs more than once; keep one row of each")
     if len(index) < 2:
         raise ValueError(f"{path}: found {len(index)} rows; an interval takes at least 2")
+    order = np.arange(len(index))
     if not index.is_monotonic_increasing:
         logger.info("%s: its rows are not in the order of time; they were sorted", path)
         order = np.argsort(index.to_numpy(), kind="stable")
-        values, index = values[order], index[order]
+        index = index[order]
     gaps = np.diff(index.to_numpy())
     kinds, counts = np.unique(gaps, return_counts=True)
     interval = kinds[counts.argmax()]
@@ -193,10 +211,25 @@ def on_regular_grid(
         )
     if total > len(index):
         logger.info("%s: %d of %d steps are left out; they are missing readings here", path, total - len(index), total)
-        whole = np.full((total, *values.shape[1:]), np.nan, dtype=values.dtype)
-        whole[steps] = values
+    return Steps(order, steps, total, index[0], pd.Timedelta(interval))
+
+
+def on_regular_grid(
+    values: np.ndarray, index: pd.DatetimeIndex, path: Path
+) -> tuple[np.ndarray, pd.Timestamp, pd.Timedelta]:
+    """``values`` ``[T, ...]`` in the order of time, with NaN where a step is left out, its start and its interval.
+
+    Raises:
+        ValueError: See :func:`regular_steps`.
+    """
+    found = regular_steps(index, path)
+    if not index.is_monotonic_increasing:
+        values = values[found.order]
+    if found.total > len(index):
+        whole = np.full((found.total, *values.shape[1:]), np.nan, dtype=values.dtype)
+        whole[found.steps] = values
         values = whole
-    return values, index[0], pd.Timedelta(interval)
+    return values, found.start, found.interval
 
 
 def noted(city: City, path: Path) -> City:
@@ -205,7 +238,9 @@ def noted(city: City, path: Path) -> City:
     Raises:
         ValueError: If nothing was observed.
     """
-    seen = city.mask.flatten(2).any(dim=2).any(dim=0)
+    seen = torch.zeros(city.num_nodes, dtype=torch.bool, device=city.mask.device)
+    for (mask,) in row_blocks(city.mask):  # of a mapped city no more is read at a time
+        seen |= mask.any(dim=2).any(dim=0)
     if not seen.any():
         raise ValueError(
             f"{path}: found no reading in {city.num_steps} steps of {city.num_nodes} nodes; all are missing"

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..data import City
-from .files import existing, read_npz
+from .cards import read_card
+from .files import check_name, existing, read_npz
 from .grid import grid_city
 
 _FILES = {
@@ -17,13 +18,22 @@ _FILES = {
 }
 
 
-def read_jonas(folder: Path, name: str) -> City:
+def read_jonas(folder: str | Path, name: str) -> City:
     """Trips that start (demand) and end (supply) in each zone of a grid; zones without land are left out.
 
     Nodes are zones, with the id ``row-column``; edges join the 8 neighbours with weight 1. A zero is a true zero.
+
+    Args:
+        folder: Where the file lies.
+        name: ``"jonas_nyc"`` or ``"jonas_dc"``.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If the name is unknown or the file is damaged.
     """
+    check_name(name, _FILES)
     file, interval = _FILES[name]
-    path = existing(folder, file, name)
+    path = existing(Path(folder), read_card(name), file)
     arrays = read_npz(path, "taxi", "bike", "mask")
     shapes = [arrays[trip].shape for trip in ("taxi", "bike")]
     if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][3] != 2:

@@ -14,7 +14,9 @@ import pandas as pd
 from ..data import City
 from ..data.graph import Edges, edges_from_adjacency, edges_from_positions
 from ..data.ids import id_text
-from .files import csv_header, existing, present, read_csv, read_json
+from .atomic_files import CONFIG, first_of, read_info
+from .cards import read_card
+from .files import csv_header, existing, present, read_csv
 from .grid import king_edges
 from .join import edges_by_distance, edges_by_id, noted, on_regular_grid, positions_by_id
 
@@ -27,7 +29,7 @@ _KEYS = ("dyna_id", "type", "time", "entity_id", "row_id", "column_id")
 
 
 def read_libcity(
-    folder: Path,
+    folder: str | Path,
     name: str | None = None,
     *,
     zero_missing: Sequence[str] | None = None,
@@ -38,8 +40,10 @@ def read_libcity(
     Readings are joined by ``entity_id`` and time; an entity without a row at a step is missing there. Times are clock
     times: LibCity writes local time with a ``Z``, which is dropped. Roads are the rows of ``.rel``: metres in ``cost``
     or ``distance`` become a Gaussian kernel (with ``weight_adj_epsilon`` as its threshold where ``config.json`` says
-    ``calculate_weight_adj``), other columns are weights as they stand, no column is weight 1. Without a ``.rel``, zones
-    of a grid are joined with their 8 neighbours, other nodes with the 8 nearest by position. See
+    ``calculate_weight_adj``), other columns are weights as they stand, no column is weight 1, and so is any where
+    ``set_weight_link_or_dist`` is ``"link"``. The nodes of a grid are its zones, with the id ``row-column``; its
+    ``.rel`` names them by the ``geo_id`` of ``.geo``. Without a ``.rel``, zones of a grid are joined with their 8
+    neighbours, other nodes with the 8 nearest by position. See
     https://bigscity-libcity-docs.readthedocs.io/en/latest/user_guide/data/atomic_files.html.
 
     Args:
@@ -53,13 +57,11 @@ def read_libcity(
         FileNotFoundError: If there are no readings or no nodes.
         ValueError: If a file is damaged, or they do not fit each other.
     """
-    config_path = present(folder, "config.json")
-    config = {} if config_path is None else read_json(config_path)
-    info = config.get("info", {})
-    if not isinstance(info, dict):
-        raise ValueError(f"{config_path}: expected an object under 'info', found {type(info).__name__}")
+    folder = Path(folder)
+    config_path, info = folder / CONFIG, read_info(folder)
     stem = name or _stem(folder, info)
-    path = existing(folder, f"{_first(info.get('data_files'), stem)}.dyna", "libcity", f"{stem}.grid", f"{stem}.dyna")
+    card = read_card(f"libcity/{stem}", folder)
+    path = existing(folder, card, f"{stem}.dyna")
     values, node_ids, channels, index = _readings(path, info.get("data_col"))
     values, start, interval = on_regular_grid(values, index, path)
     said = info.get("time_intervals")
@@ -72,12 +74,12 @@ def read_libcity(
     for channel in zeros:
         part = values[..., channels.index(channel)]
         part[part == 0] = np.nan
-    geo = existing(folder, f"{_first(info.get('geo_file'), stem)}.geo", "libcity", f"{stem}.geo")
-    nodes = _nodes(geo)
+    geo = existing(folder, card, f"{stem}.geo")
+    nodes = _nodes(geo, path.suffix == ".grid")
     pos = positions_by_id(nodes, node_ids, geo) if nodes["latitude"].notna().any() else None
-    rel = present(folder, f"{_first(info.get('rel_file'), stem)}.rel", f"{stem}.rel")
+    rel = present(folder, card, f"{stem}.rel")
     if rel is not None:
-        edges = _roads(rel, node_ids, info)
+        edges = _roads(rel, node_ids, dict(zip(nodes["geo_id"], nodes["sensor_id"], strict=True)), info)
     elif path.suffix == ".grid":
         edges = king_edges([tuple(int(part) for part in node.split("-")) for node in node_ids])
     elif pos is not None:
@@ -98,12 +100,6 @@ def read_libcity(
         **({} if pos is None else {"positions": pos}),
     )
     return noted(city, path)
-
-
-def _first(said: Any, default: str) -> str:
-    """A file name of ``config.json``: text, or a list of one; never a path out of the folder."""
-    found = said[0] if isinstance(said, list) and said else said
-    return Path(found).name if isinstance(found, str) and found else default
 
 
 def _stem(folder: Path, info: dict[str, Any]) -> str:
@@ -169,16 +165,17 @@ def _times(texts: pd.Series, moment: np.ndarray, path: Path) -> pd.Series:
     return times
 
 
-def _nodes(path: Path) -> pd.DataFrame:
-    """Ids and positions (the mean of a node's coordinates; NaN where it has none)."""
+def _nodes(path: Path, grid: bool) -> pd.DataFrame:
+    """Ids in ``.rel`` and in the readings, and positions (the mean of a node's coordinates; NaN where it has none)."""
     columns = ("geo_id", "coordinates", "row_id", "column_id")
     table = read_csv(path, "geo_id", text=("geo_id", "coordinates"), only=columns)
-    ids = table["geo_id"]
-    if {"row_id", "column_id"} <= set(table.columns):
+    geo_id = table["geo_id"].map(id_text)
+    ids = geo_id
+    if grid and {"row_id", "column_id"} <= set(table.columns):
         ids = table["row_id"].map(id_text) + "-" + table["column_id"].map(id_text)
     places = [_middle(text, path, line) for line, text in enumerate(table.get("coordinates", ["[]"] * len(table)), 2)]
     longitude, latitude = np.array(places, dtype=np.float64).T
-    return pd.DataFrame({"sensor_id": ids, "latitude": latitude, "longitude": longitude})
+    return pd.DataFrame({"geo_id": geo_id, "sensor_id": ids, "latitude": latitude, "longitude": longitude})
 
 
 def _middle(text: str, path: Path, line: int) -> tuple[float, float]:
@@ -194,26 +191,38 @@ def _middle(text: str, path: Path, line: int) -> tuple[float, float]:
     return (np.nan, np.nan) if not len(points) else (float(points[:, 0].mean()), float(points[:, 1].mean()))
 
 
-def _roads(path: Path, node_ids: list[str], info: dict[str, Any]) -> Edges:
+def _roads(path: Path, node_ids: list[str], named: dict[str, str], info: dict[str, Any]) -> Edges:
+    """The rows of ``.rel``, whose nodes go by the name ``named`` among ``node_ids``, with weights as ``info`` says."""
     ends_of = ("origin_id", "destination_id")
     there = csv_header(path)
     absent = [column for column in ends_of if column not in there]
     if absent:
         raise ValueError(f"{path}: column {absent[0]!r} is absent, found {there}")
     weights = [c for c in there if c not in ("rel_id", "type", *ends_of)]
-    said = _first(info.get("weight_col"), "")
+    said = first_of(info.get("weight_col"), "")
     if said and said not in weights:
         raise ValueError(f"{path}: column {said!r} (weight_col of config.json) is absent, found {there}")
+    kind = str(info.get("set_weight_link_or_dist", "dist")).lower()
+    if kind not in ("link", "dist"):
+        raise ValueError(
+            f"{path.with_name(CONFIG)}: set_weight_link_or_dist: expected 'link' or 'dist', found "
+            f"{info['set_weight_link_or_dist']!r}"
+        )
     if not said and len(weights) > 1:
         raise ValueError(f"{path}: it has the columns {weights}; say in config.json which one is info.weight_col")
     column = said or (weights[0] if weights else None)
     table = read_csv(path, *ends_of, text=ends_of, only=(*ends_of, *([column] if column else [])))
-    ends = {"from": table["origin_id"].map(id_text), "to": table["destination_id"].map(id_text)}
-    if column in _DISTANCES:
+    if kind == "link" and column is not None:  # LibCity reads no row without a weight here either
+        table = table[table[column].notna()]
+    ends = {
+        end: table[end_of].map(id_text).map(lambda node: named.get(node, node))
+        for end, end_of in zip(("from", "to"), ends_of, strict=True)
+    }
+    if kind == "dist" and column in _DISTANCES:
         epsilon = info.get("weight_adj_epsilon", 0.1) if info.get("calculate_weight_adj") else 0.0
         rows = pd.DataFrame({**ends, "cost": table[column]})
         return edges_by_distance(rows, node_ids, path, threshold=float(epsilon))
-    weight = np.ones(len(table)) if column is None else table[column].to_numpy(dtype=np.float64)
+    weight = np.ones(len(table)) if kind == "link" or column is None else table[column].to_numpy(dtype=np.float64)
     ids = list(dict.fromkeys([*ends["from"], *ends["to"]]))
     place = {node: i for i, node in enumerate(ids)}
     matrix = np.zeros((len(ids), len(ids)))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data import City
-from .files import existing, present, read_csv, read_npz
+from .cards import read_card
+from .files import check_name, existing, present, read_csv, read_npz
 from .join import checked_ids, edges_by_distance, noted
 
 _START = {"pems03": "2018-09-01", "pems04": "2018-01-01", "pems07": "2017-05-01", "pems08": "2016-07-01"}
@@ -15,7 +16,7 @@ _CHANNELS = {1: ["flow"], 3: ["flow", "occupancy", "speed"]}
 _UNITS = ["veh/5min", "fraction", "mph"]
 
 
-def read_pems(folder: Path, name: str) -> City:
+def read_pems(folder: str | Path, name: str) -> City:
     """Caltrans detectors every 5 minutes: flow (vehicles in 5 minutes), occupancy (fraction), speed (mph), or flow.
 
     Files: ``<name>.npz`` with ``data`` ``[T, N, 3]`` (or ``[T, N, 1]``, flow), ``distance.csv`` or ``<NAME>.csv``
@@ -29,10 +30,11 @@ def read_pems(folder: Path, name: str) -> City:
 
     Raises:
         FileNotFoundError: If readings or roads are missing.
-        ValueError: If a file is damaged, or they do not fit each other.
+        ValueError: If the name is unknown, a file is damaged, or they do not fit each other.
     """
-    upper = name.upper()
-    path = existing(folder, f"{name}.npz", name, f"{upper}.npz")
+    check_name(name, _START)
+    folder, card = Path(folder), read_card(name)
+    path = existing(folder, card, f"{name}.npz")
     data = read_npz(path, "data")["data"]
     if data.ndim != 3 or data.shape[2] not in _CHANNELS or data.dtype.kind not in "fiu":
         raise ValueError(
@@ -43,11 +45,11 @@ def read_pems(folder: Path, name: str) -> City:
     data[data[..., 0] == 0, :2] = np.nan
     if data.shape[2] == 3:
         data[data[..., 2] == 0, 2] = np.nan
-    listed = present(folder, f"{upper}.txt", f"{name}.txt")
+    listed = present(folder, card, f"{name}.txt")
     node_ids: list[str] | None = None
     if listed is not None:
         node_ids = checked_ids(listed.read_text(encoding="utf-8-sig").split(), data.shape[1], listed)
-    roads = existing(folder, "distance.csv", name, f"{upper}.csv", f"{name}.csv")
+    roads = existing(folder, card, "distance.csv")
     table = read_csv(roads, "from", "to", text=("from", "to")).rename(columns={"distance": "cost"})
     if "cost" not in table.columns:
         raise ValueError(f"{roads}: column 'cost' is absent, found {[*table.columns]}")
@@ -58,7 +60,7 @@ def read_pems(folder: Path, name: str) -> City:
             if unknown.any():
                 raise ValueError(
                     f"{roads}: column {column!r}: node {table[column][unknown].iloc[0]!r} is not a node of the "
-                    f"readings (0 to {len(node_ids) - 1}); if these are sensor ids, put {upper}.txt beside "
+                    f"readings (0 to {len(node_ids) - 1}); if these are sensor ids, put {name.upper()}.txt beside "
                     "it, one id a line"
                 )
     edges = edges_by_distance(table, node_ids, roads)

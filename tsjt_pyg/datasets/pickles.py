@@ -7,7 +7,9 @@ what they are given; every other name is refused before anything is made of it.
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,8 +138,9 @@ def read_pickle(path: Path) -> Any:
         ValueError: If the file names anything else (the message says what), or is damaged.
     """
     try:
-        with path.open("rb") as file:
-            return _made(_Unpickler(file, fix_imports=False, encoding="latin1").load())
+        data = path.read_bytes()
+        _check_numbers(data)
+        return _made(_Unpickler(io.BytesIO(data), fix_imports=False, encoding="latin1").load())
     except _RefusedError as error:
         raise ValueError(
             f"{path}: this pickle was refused and nothing of it was run: {error}; allowed are {ALLOWED}. Get the file "
@@ -145,6 +148,13 @@ def read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:  # what pickle raises on a damaged file is anything
         raise ValueError(f"{path}: cannot be read as a pickle ({type(error).__name__}: {error})") from error
+
+
+def _check_numbers(data: bytes) -> None:
+    """A pickle numbers its objects, and is given a table as long as the highest number: no more than it has bytes."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument >= len(data):  # type: ignore[operator]
+            raise ValueError(f"it numbers an object {argument} and has {len(data)} bytes only")
 
 
 def _made(found: Any) -> Any:

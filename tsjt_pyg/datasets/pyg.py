@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 FORMAT = "tsjt_pyg.CityDataset/1"
 
 
+def _in(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
 class CityDataset(Dataset):
     r"""A named city as a :class:`torch_geometric.data.Dataset`: one :class:`~torch_geometric.data.Data` a window.
 
@@ -104,13 +108,13 @@ class CityDataset(Dataset):
     @property
     def files(self) -> tuple[CardFile, ...]:
         """The files of the data set, from its card; none where the city is bundled."""
-        return () if self.name.startswith("demo/") else read_card(self.name).files
+        return () if self.name.startswith("demo/") else read_card(self.name, Path(self.raw_dir)).files
 
     @property
     def raw_file_names(self) -> list[str]:
         """The files without which the city cannot be read; of several that would do, one that is there."""
         folder = Path(self.raw_dir)
-        return [next((p.name for p in f.paths(folder)), f.name) for f in self.files if not f.optional]
+        return [next((_in(p, folder) for p in f.paths(folder)), f.name) for f in self.files if not f.optional]
 
     @property
     def processed_file_names(self) -> list[str]:
@@ -129,7 +133,8 @@ class CityDataset(Dataset):
             FileNotFoundError: If a missing file has no URL on the card; nothing is downloaded then.
             OSError, ValueError: See :func:`~tsjt_pyg.datasets.download.download`.
         """
-        folder, card = Path(self.raw_dir), read_card(self.name)
+        folder = Path(self.raw_dir)
+        card = read_card(self.name, folder)
         absent = [file for file in self.files if file.name in missing_files(card, folder)]
         if any(file.url is None or file.sha256 is None for file in absent):
             raise FileNotFoundError(where_to_get(card, folder))
@@ -173,8 +178,9 @@ class CityDataset(Dataset):
         found |= {"pre_transform": self._described[0], "pre_filter": self._described[1]}
         if self.pre_filter is not None:  # only then does it matter which windows there are
             found["windows"] = [self.history, self.horizon, self.channels]
-        paths = [path for file in self.files for path in file.paths(Path(self.raw_dir))]
-        found["files"] = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+        folder = Path(self.raw_dir)
+        paths = [path for file in self.files for path in file.paths(folder)]
+        found["files"] = [[_in(path, folder), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
         return found
 
     def _stored(self) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ..data import City
-from .files import existing, read_npy
+from .cards import read_card
+from .files import check_name, existing, read_npy
 from .join import edges_by_id, noted
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _CITIES = {
 }
 
 
-def read_stgfsl(folder: Path, name: str) -> City:
+def read_stgfsl(folder: str | Path, name: str) -> City:
     """Speeds of road segments or detectors; Chengdu and Shenzhen every 10 minutes, the two Californian sets every 5.
 
     Files: ``dataset.npy`` ``[T, N, C]``, of which only the first channel is read (speed; a zero is missing), and
@@ -35,10 +36,12 @@ def read_stgfsl(folder: Path, name: str) -> City:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, or they do not fit each other.
+        ValueError: If the name is unknown, a file is damaged, or they do not fit each other.
     """
+    check_name(name, _CITIES)
+    folder, card = Path(folder), read_card(name)
     start, interval, unit = _CITIES[name]
-    path = existing(folder, "dataset.npy", name)
+    path = existing(folder, card, "dataset.npy")
     data = read_npy(path, mapped=True)
     if data.ndim != 3 or data.dtype.kind not in "fiu" or 0 in data.shape:
         raise ValueError(
@@ -46,7 +49,7 @@ def read_stgfsl(folder: Path, name: str) -> City:
         )
     speed = np.array(data[..., 0], dtype=np.float32)
     speed[speed == 0] = np.nan
-    roads = existing(folder, "matrix.npy", name)
+    roads = existing(folder, card, "matrix.npy")
     matrix = read_npy(roads)
     node_ids = [str(i) for i in range(speed.shape[1])]
     if matrix.shape != (len(node_ids), len(node_ids)):
