@@ -197,7 +197,7 @@ def test_construction_keeps_the_parameters_of_the_cell_it_is_given():
 def test_repr():
     assert repr(Forecaster(torch.nn.GRU(6, 8), 12, 3, prompting=NodePrompting(1, 4, 5))) == (
         "Forecaster(\n"
-        "  history=12, horizon=3, in_channels=1, out_channels=1, center=True, time_of_day=True\n"
+        "  history=12, horizon=3, in_channels=1, out_channels=1, center=True, time_of_day=True, day_of_week=False\n"
         "  (prompting): NodePrompting(1, 4, num_prompts=5, hidden_channels=4, heads=1, prompt_graph='road')\n"
         "  (embedding): Linear(in_features=9, out_features=6, bias=True)\n"
         "  (cell): GRU(6, 8)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def run_stack(
 
 
 def _check_sizes(cells: Sequence[Module], adapters: Sequence[CellAdapter], name: str) -> None:
-    for number, (below, above) in enumerate(zip(adapters, adapters[1:], strict=False)):
+    for number, (below, above) in enumerate(pairwise(adapters)):
         if below.out_channels != above.in_channels:
             raise ValueError(
                 f"{name} {number + 1} ({type(cells[number + 1]).__name__}) must read the {below.out_channels} channels "

@@ -32,9 +32,7 @@ def _propagated(conv: Any, x: Tensor, graph: RoadGraph) -> Tensor:
     def build() -> Propagation:
         index, weight = graph.edge_index, graph.weight(x.dtype)
         if conv.normalize:
-            index, weight = gcn_norm(
-                index, weight, graph.num_nodes, conv.improved, conv.add_self_loops, dtype=x.dtype
-            )
+            index, weight = gcn_norm(index, weight, graph.num_nodes, conv.improved, conv.add_self_loops, dtype=x.dtype)
         elif weight is None:
             weight = x.new_ones(index.size(1))
         return Propagation(index, weight, graph.num_nodes)

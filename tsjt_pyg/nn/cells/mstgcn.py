@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import eigs
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.transforms import LaplacianLambdaMax
+from torch_geometric.utils import get_laplacian, to_scipy_sparse_matrix
 
 from ..propagation import Propagation
 from ..recurrences import State, Steps
@@ -67,11 +68,16 @@ def _chebyshev_conv(conv: Any, x: Tensor, graph: RoadGraph) -> Tensor:
 
 
 def _largest_eigenvalue(graph: RoadGraph) -> float:
-    """Of the Laplacian without weights. Without roads it is zero, by which nobody can divide: then 1."""
-    roads = int((graph.edge_index[0] != graph.edge_index[1]).sum())
-    if graph.num_nodes < 3:  # too small for the solver; the other eigenvalue is 0
+    """Of the Laplacian without weights, as PyG's ``LaplacianLambdaMax`` finds it, but in double precision and always
+    from the same vector: the solver would start from a random one, and give another rounding each time. Without roads
+    it is zero, by which nobody can divide: then 1."""
+    index, nodes = graph.edge_index, graph.num_nodes
+    roads = int((index[0] != index[1]).sum())
+    if nodes < 3:  # too small for the solver; the other eigenvalue is 0
         return float(roads or 1)
     if not roads:
         return 1.0
-    data = LaplacianLambdaMax()(Data(edge_index=graph.edge_index, num_nodes=graph.num_nodes))
-    return float(data.lambda_max)
+    index, weight = get_laplacian(index, index.new_ones(index.size(1), dtype=torch.float64), num_nodes=nodes)
+    laplacian = to_scipy_sparse_matrix(index, weight, nodes)
+    start = np.cos(np.arange(nodes))  # not the constant one, which the Laplacian makes zero
+    return float(eigs(laplacian, k=1, which="LM", return_eigenvectors=False, v0=start).real.item())
