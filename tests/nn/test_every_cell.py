@@ -234,6 +234,17 @@ def test_untrained_forecasts_the_last_value_and_reset_goes_back_to_it(name):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
+def test_runs_in_half_precision(name):
+    model, (x, mask, clock, day), roads = trained(name, prompting=True), sample(6), ring(6)
+    exact = call(model, x, mask, clock, day, *roads)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = call(model.float(), x.float(), mask, clock, day, *roads)
+        out.sum().backward()
+    torch.testing.assert_close(out.double(), exact, rtol=0.1, atol=0.3)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_state_dict_round_trip(name):
     model, other = trained(name), make(name).double().eval()
     other.reset_parameters()

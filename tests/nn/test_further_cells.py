@@ -252,3 +252,26 @@ def test_sizes_are_read_from_the_layer():
 def test_agcrn_needs_an_embedding_of_its_size(embedding, found):
     with pytest.raises(ValueError, match=rf"node_embedding must be \[7, 2\].*embedding_dimensions.*found {found}"):
         final_state(make("AGCRN K=2"), torch.randn(1, STEPS, NODES, CHANNELS), RING, None, embedding)
+
+
+@pytest.mark.parametrize("name", ["LRGCN R=2", "DyGrEncoder mean", "AGCRN K=2", "EvolveGCNO", "MSTGCN K=2"])
+def test_runs_in_half_precision(name):
+    cell, x = make(name).float(), torch.randn(WINDOWS, STEPS, NODES, CHANNELS, dtype=torch.float32)
+    embedding = torch.randn(NODES, DIMENSIONS, dtype=torch.float32)
+    exact = ours(cell, x, RING, None, embedding).detach()
+    tolerance = 0.05 * max(1.0, float(exact.abs().max()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ours(cell, x, RING, None, embedding).float()
+    torch.testing.assert_close(out, exact, rtol=0, atol=tolerance)
+    out = ours(cell.bfloat16(), x.bfloat16(), RING, None, embedding.bfloat16()).float()
+    torch.testing.assert_close(out, exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["DyGrEncoder add", "DyGrEncoder mean", "DyGrEncoder max", "EvolveGCNO"])
+def test_learned_edge_weights_get_the_layers_gradient(name):
+    cell, x = make(name), torch.randn(WINDOWS, STEPS, NODES, CHANNELS)
+    weights = [(torch.arange(RING.size(1)) / 9.0 + 0.3).requires_grad_() for _ in range(2)]
+    window_by_window(cell, x, RING, weights[0], None).sum().backward()
+    ours(cell, x, RING, weights[1], None).sum().backward()
+    assert weights[0].grad.any()
+    torch.testing.assert_close(weights[1].grad, weights[0].grad, rtol=0, atol=1e-10)

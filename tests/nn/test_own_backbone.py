@@ -39,6 +39,7 @@ def test_the_last_state_is_what_the_head_reads(shape):
     cell = Own(SHAPES[shape])
     torch.testing.assert_close(final_state(cell, x, ROAD, WEIGHT), x.sum(dim=1))
     assert torch.equal(cell.seen[0], x)
+    assert cell.seen[0].is_contiguous()
     assert cell.seen[1] is ROAD
     assert cell.seen[2] is WEIGHT
     states = hidden_states(cell, x, ROAD)

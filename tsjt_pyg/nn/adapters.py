@@ -200,7 +200,8 @@ def reset_cell(cell: Module) -> None:
 
 def _reset(module: Module, path: str, covered: bool) -> None:
     """``covered``: whether a module around this one draws its parameters."""
-    names = ("reset_parameters", "_set_parameters", "_DConv__reset_parameters", "_reset_parameters")
+    names = ("reset_parameters", "_set_parameters", "_reset_parameters")
+    names += ("_DConv__reset_parameters", "_BatchedDConv__reset_parameters")
     methods = [getattr(module, name) for name in names if hasattr(module, name)]
     for name, child in module.named_children():
         _reset(child, f"{path}.{name}", covered or bool(methods))

@@ -37,7 +37,7 @@ def run_agcrn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> St
 
     inputs = torch.baddbmm(bias[:, None], _basis(x, similarity, order).flatten(1, 2), of_input)
     inputs = inputs.view(*x.shape[:-1], -1)
-    hidden = x.new_zeros(x.size(0), x.size(2), cell.out_channels) if state is None else state[0]
+    hidden = inputs.new_zeros(x.size(0), x.size(2), cell.out_channels) if state is None else state[0]
     states = []
     for step in inputs.unbind(1):
         of_gates, of_candidate = step.split([2 * cell.out_channels, cell.out_channels], dim=-1)

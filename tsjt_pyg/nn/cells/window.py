@@ -13,7 +13,7 @@ from ..road_graph import RoadGraph
 def run_window(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
     assert state is None, "such a module reads whole windows and has no state to start from"
     nodes, steps, windows, _ = x.shape
-    out = cell(x.permute(2, 1, 0, 3), graph.edge_index, graph.edge_weight)
+    out = cell(x.permute(2, 1, 0, 3).contiguous(), graph.edge_index, graph.edge_weight)
     each_step = (windows, steps, nodes, cell.out_channels)
     whole_window = (windows, nodes, cell.out_channels)
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
