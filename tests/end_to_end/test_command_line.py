@@ -148,9 +148,9 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt,
 def test_train_offers_every_cell_and_writes_a_model_that_can_be_loaded(tsjt, tmp_path):
     text = tsjt("train", "--help")
     assert all(cell in text for cell in CELLS)
-    tiny = ["GraphWaveNet" if word == "GRU" else word for word in TINY]
+    tiny = ["EvolveGCNO" if word == "GRU" else word for word in TINY]
     tsjt("train", *TARGET, *tiny, "--steps", "1", "--strategy", "target_only", "--output", tmp_path)
-    assert type(SavedModel.load(tmp_path).model.cell).__name__ == "GraphWaveNet"
+    assert type(SavedModel.load(tmp_path).model.cell).__name__ == "EvolveGCNO"
 
 
 def test_target_only_needs_no_source(tsjt, tmp_path):

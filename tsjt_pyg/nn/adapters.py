@@ -200,9 +200,7 @@ def reset_cell(cell: Module) -> None:
 
 def _reset(module: Module, path: str, covered: bool) -> None:
     """``covered``: whether a module around this one draws its parameters."""
-    names = ("reset_parameters", "_set_parameters", "_reset_parameters")
-    names += ("_DConv__reset_parameters", "_BatchedDConv__reset_parameters")
-    methods = [getattr(module, name) for name in names if hasattr(module, name)]
+    methods = [getattr(module, name) for name in _RESETS if hasattr(module, name)]
     for name, child in module.named_children():
         _reset(child, f"{path}.{name}", covered or bool(methods))
     for method in methods:  # after what lies inside: MSTGCN draws its layers' parameters itself
@@ -225,6 +223,14 @@ def _temporal_name(cell: Module) -> str | None:
             return base.__name__ if same else None
     return None
 
+
+_RESETS = (
+    "reset_parameters",
+    "_set_parameters",
+    "_reset_parameters",
+    "_DConv__reset_parameters",
+    "_BatchedDConv__reset_parameters",
+)
 
 _RUNS: dict[str, Run] = {
     "GConvGRU": run_gconv_gru,
