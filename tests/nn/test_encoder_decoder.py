@@ -158,7 +158,7 @@ def test_a_decoder_of_another_kind_with_the_same_state():
     assert model(torch.randn(2, HISTORY, NODES, 1), ROAD).shape == (2, HORIZON, NODES, 1)
 
 
-GOING_ON = r"torch\.nn\.GRU, DyGrEncoder, GConvGRU, GConvLSTM, GCLSTM, LRGCN, TGCN.*DCRNN.*AGCRN"
+GOING_ON = r"torch\.nn\.GRU, DyGrEncoder, GConvGRU, GConvLSTM, GCLSTM, TGCN.*DCRNN.*LRGCN.*AGCRN"
 
 
 @pytest.mark.parametrize(

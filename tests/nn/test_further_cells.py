@@ -275,3 +275,10 @@ def test_learned_edge_weights_get_the_layers_gradient(name):
     ours(cell, x, RING, weights[1], None).sum().backward()
     assert weights[0].grad.any()
     torch.testing.assert_close(weights[1].grad, weights[0].grad, rtol=0, atol=1e-10)
+
+
+def test_agcrn_on_a_bare_road_network_is_refused():
+    with pytest.raises(ValueError, match=r"AGCRN needs embeddings of the nodes.*Forecaster with a city_embedding"):
+        adapt(make("AGCRN K=2")).run(
+            make("AGCRN K=2"), torch.randn(NODES, STEPS, 1, CHANNELS), RoadGraph(RING, None, NODES), None
+        )

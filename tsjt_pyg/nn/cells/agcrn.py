@@ -25,7 +25,8 @@ class EmbeddedGraph(RoadGraph):
 def run_agcrn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
     r"""With :math:`\mathbf{A} = \mathrm{softmax}(\mathrm{ReLU}(\mathbf{E} \mathbf{E}^{\top}))`, dense by its nature,
     and weights and biases :math:`\mathbf{E} \mathbf{W}` of each node's own."""
-    assert isinstance(graph, EmbeddedGraph)
+    if not isinstance(graph, EmbeddedGraph):
+        raise ValueError("AGCRN needs embeddings of the nodes: run it in a Forecaster with a city_embedding")
     embedding = graph.embedding.to(x.dtype)
     similarity = torch.softmax(torch.relu(embedding @ embedding.t()), dim=1)
     channels, order = x.size(-1), cell.K
