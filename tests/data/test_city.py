@@ -144,6 +144,15 @@ def test_time_of_day_of_a_start_between_two_steps(make_city):
     assert (city.time_of_day * 24).tolist() == pytest.approx([0.75, 1.75, 2.75])
 
 
+@pytest.mark.parametrize(
+    ("start", "interval"), [("2024-03-01 21:00", "60min"), ("2023-12-30 00:45", "6h"), ("2024-02-25", "1D")]
+)
+def test_day_of_week_is_pandas(make_city, start, interval):
+    city = make_city(num_steps=60, start=start, interval=interval)
+    assert city.day_of_week.dtype == torch.int64
+    assert city.day_of_week.tolist() == city.time.day_of_week.tolist()
+
+
 def test_missing_and_repr():
     readings = READINGS.copy()
     readings[0, :2] = np.nan

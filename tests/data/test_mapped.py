@@ -17,7 +17,7 @@ import torch
 from tsjt_pyg.data import City, CityPairLoader, StandardScaler, rows, windows
 from tsjt_pyg.data.mapped import write_mapped_city
 
-TENSORS = ("readings", "mask", "edge_index", "edge_weight", "pos", "step_of_day", "time_of_day")
+TENSORS = ("readings", "mask", "edge_index", "edge_weight", "pos", "step_of_day", "time_of_day", "day_of_week")
 TEXTS = ("name", "node_ids", "channels", "units", "start", "interval", "num_steps", "num_nodes", "num_edges", "missing")
 FILES = ["city.npz", "mask.npy", "readings.npy"]
 

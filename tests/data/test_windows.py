@@ -44,6 +44,10 @@ def test_a_batch_gathers_windows_with_their_time_and_roads(make_city):
         assert torch.equal(getattr(batch, name), getattr(windows, name)[index])
     assert (batch.time_of_day[1] * 24).tolist() == pytest.approx([22, 23, 0, 1, 2], abs=1e-5)
     assert (batch.time_of_day[0] * 24).tolist() == pytest.approx([12, 13, 14, 15, 16], abs=1e-5)
+    assert batch.day_of_week.dtype == torch.int64
+    assert batch.day_of_week[1].tolist() == [5, 5, 6, 6, 6]  # the 2nd of March 2024 is a Saturday
+    assert batch.day_of_week[0].tolist() == [6] * 5
+    assert batch.city == city.name
     assert batch.edge_index is city.edge_index
     assert batch.edge_weight is city.edge_weight
     assert torch.equal(batch.index, index)
@@ -81,8 +85,9 @@ def test_no_window_crosses_the_border(make_city):
 
 
 def test_a_batch_moves_to_a_device(make_city):
-    batch = make_city().windows(6, 3).batch(torch.tensor([1])).to("meta")
-    assert {value.device.type for value in vars(batch).values()} == {"meta"}
+    batch = make_city(name="Ede").windows(6, 3).batch(torch.tensor([1])).to("meta")
+    assert {value.device.type for name, value in vars(batch).items() if name != "city"} == {"meta"}
+    assert batch.city == "Ede"
     assert batch.x.shape == (1, 6, 5, 1)
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tsjt_pyg import __version__
 from tsjt_pyg.cli import app
 from tsjt_pyg.datasets import load_city
-from tsjt_pyg.training import trainer
+from tsjt_pyg.training import CELLS, SavedModel, trainer
 from tsjt_pyg.training.checkpoint import FORMAT
 
 TARGET = ["--target", "demo/riverton"]
@@ -174,6 +174,14 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt,
     tsjt(*TRAIN, tmp_path / "r", "--resume")
     whole, resumed = (torch.load(path / "last.pt", weights_only=True)["model"] for path in (trained, tmp_path / "r"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_train_offers_every_cell_and_writes_a_model_that_can_be_loaded(tsjt, tmp_path):
+    text = tsjt("train", "--help")
+    assert all(cell in text for cell in CELLS)
+    tiny = ["EvolveGCNO" if word == "GRU" else word for word in TINY]
+    tsjt("train", *TARGET, *tiny, "--steps", "1", "--strategy", "target_only", "--output", tmp_path)
+    assert type(SavedModel.load(tmp_path).model.cell).__name__ == "EvolveGCNO"
 
 
 def test_target_only_needs_no_source(tsjt, tmp_path):

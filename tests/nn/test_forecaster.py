@@ -6,6 +6,7 @@ import torch
 
 from tsjt_pyg._compat import import_temporal
 from tsjt_pyg.nn import Forecaster, NodePrompting
+from tsjt_pyg.nn.features import clock_features
 
 recurrent = import_temporal().nn.recurrent
 
@@ -141,6 +142,26 @@ def test_time_of_day_is_periodic_matters_and_may_be_unknown():
     assert torch.equal(without(x, ROAD, time_of_day=clock), without(x, ROAD))
 
 
+def test_day_of_week_is_periodic_matters_and_may_be_unknown():
+    model, (x, _, clock) = make(day_of_week=True), sample()
+    days = torch.tensor([[0], [4], [6]]).expand(3, HISTORY)
+    known = model(x, ROAD, time_of_day=clock, day_of_week=days)
+    other = model(x, ROAD, time_of_day=clock, day_of_week=(days + 1) % 7)
+    assert (known - other).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+    angle = 2 * torch.pi * days / 7
+    expected = torch.stack([angle.sin(), angle.cos()], dim=-1)
+    seen = clock_features(x, HISTORY, clock, days, (True, True))
+    torch.testing.assert_close(seen[..., 2:], expected)
+    torch.testing.assert_close(seen[..., :2], clock_features(x, HISTORY, clock, None, (True, False)))
+    unknown = model(x, ROAD, time_of_day=clock)
+    assert unknown.isfinite().all()
+    assert not torch.allclose(unknown, known)
+    without = make()
+    assert torch.equal(without(x, ROAD, time_of_day=clock, day_of_week=days), without(x, ROAD, time_of_day=clock))
+    alone = make(time_of_day=False, day_of_week=True)
+    assert torch.equal(alone(x, ROAD, time_of_day=clock, day_of_week=days), alone(x, ROAD, day_of_week=days))
+
+
 def test_without_centring_the_forecast_is_the_head_alone():
     x, mask, _ = sample()
     assert not make(trained=False, center=False, out_channels=3)(x, ROAD, x_mask=mask).any()
@@ -197,7 +218,7 @@ def test_construction_keeps_the_parameters_of_the_cell_it_is_given():
 def test_repr():
     assert repr(Forecaster(torch.nn.GRU(6, 8), 12, 3, prompting=NodePrompting(1, 4, 5))) == (
         "Forecaster(\n"
-        "  history=12, horizon=3, in_channels=1, out_channels=1, center=True, time_of_day=True\n"
+        "  history=12, horizon=3, in_channels=1, out_channels=1, center=True, time_of_day=True, day_of_week=False\n"
         "  (prompting): NodePrompting(1, 4, num_prompts=5, hidden_channels=4, heads=1, prompt_graph='road')\n"
         "  (embedding): Linear(in_features=9, out_features=6, bias=True)\n"
         "  (cell): GRU(6, 8)\n"
@@ -244,6 +265,12 @@ WRONG_CALLS = [
     ({"x_mask": GOOD[1].float()}, r"x_mask must be bool.*found torch.float32"),
     ({"time_of_day": GOOD[2][:, 0]}, r"time_of_day must be floating point \[3, 4\].*found torch.float32 \[3\]"),
     ({"time_of_day": GOOD[2].long()}, r"time_of_day must be floating point.*found torch.int64"),
+    (
+        {"day_of_week": torch.zeros(3, 5).long()},
+        r"day_of_week must be int64 \[3, 4\].*0 = Monday.*torch.int64 \[3, 5\]",
+    ),
+    ({"day_of_week": torch.zeros(3, 4)}, r"day_of_week must be int64.*found torch.float32"),
+    ({"day_of_week": torch.arange(12).view(3, 4)}, r"day_of_week must be 0 \(Monday\) to 6 \(Sunday\), found 0 to 11"),
     ({"edge_index": ROAD.t()}, r"edge_index must be int64 \[2, E\], found torch.int64 \[12, 2\]"),
     ({"edge_index": ROAD.float()}, r"edge_index must be int64 \[2, E\], found torch.float32"),
     ({"edge_index": ROAD + 1}, r"edge_index must name nodes 0 to 5 \(x has 6 nodes\), found 1 to 6"),

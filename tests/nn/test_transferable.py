@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tsjt_pyg._compat import import_temporal
-from tsjt_pyg.nn import Forecaster, NodePrompting, check_transferable
+from tsjt_pyg.nn import Forecaster, GraphWaveNet, NodePrompting, check_transferable
+from tsjt_pyg.nn.adapters import TEMPORAL_CELLS
 
 temporal = import_temporal().nn
 ROAD = torch.tensor([[0, 1, 2], [1, 2, 0]])
@@ -29,6 +30,10 @@ FINE = {
     "TGCN": lambda: temporal.recurrent.TGCN(8, 16),
     "A3TGCN": lambda: temporal.recurrent.A3TGCN(8, 16, 12),
     "DCRNN": lambda: temporal.recurrent.DCRNN(8, 16, 2),
+    "LRGCN": lambda: temporal.recurrent.LRGCN(8, 16, 2, 2),
+    "DyGrEncoder": lambda: temporal.recurrent.DyGrEncoder(8, 2, "add", 16, 1),
+    "MSTGCN": lambda: temporal.attention.MSTGCN(2, 8, 2, 16, 16, 1, 16, 12),
+    "GraphWaveNet": lambda: GraphWaveNet(8, 16),
     "GRU": lambda: torch.nn.GRU(8, 16),
 }
 
@@ -112,3 +117,46 @@ def test_dcrnn_on_its_own_names_the_node_that_gives_nan():
 def test_an_unnamed_city_is_named_by_its_position():
     with pytest.raises(ValueError, match="city number 1 has 7 nodes"):
         check_transferable(Own(adjacency=torch.zeros(7, 7)), city(5), city(7))
+
+
+@pytest.mark.parametrize("layer", ["MPNNLSTM", "STConv", "ASTGCN", "EvolveGCNH"])
+def test_all_cells_that_transfer_are_named_as_the_way_out(layer):
+    bound = {
+        "MPNNLSTM": lambda: temporal.recurrent.MPNNLSTM(1, 8, 6, 4, 0.1),
+        "STConv": lambda: temporal.attention.STConv(6, 1, 4, 4, 3, 2),
+        "ASTGCN": lambda: temporal.attention.ASTGCN(1, 1, 3, 4, 4, 1, 3, 12, 6),
+        "EvolveGCNH": lambda: temporal.recurrent.EvolveGCNH(6, 4),
+    }
+    with pytest.raises(ValueError, match=rf"\({layer}\) fits one city only") as raised:
+        check_transferable(bound[layer]())
+    for name in (*TEMPORAL_CELLS, "torch.nn.GRU", "GraphWaveNet"):
+        assert name in str(raised.value)
+
+
+def test_batched_dcrnn_on_its_own_names_the_node_that_gives_nan():
+    path = city(3, torch.tensor([[1, 0], [0, 2]]), name="deadend")
+    cell = temporal.recurrent.BatchedDCRNN(2, 4, 2)
+    assert not cell(torch.randn(1, 2, 3, 2), path.edge_index, torch.ones(2)).isfinite().all()
+    with pytest.raises(ValueError, match=r"cell \(BatchedDCRNN\) gives NaN in city 'deadend'.*self-loop"):
+        check_transferable(Own(cell=cell), path)
+
+
+def test_dcrnn_is_mended_wherever_a_forecaster_runs_it_and_nowhere_else():
+    path = city(3, torch.tensor([[1, 0], [0, 2]]), name="deadend")
+    dcrnn = temporal.recurrent.DCRNN
+    check_transferable(Forecaster([torch.nn.GRU(4, 4), dcrnn(4, 4, 2)], 12, 12), path)
+    check_transferable(Forecaster(dcrnn(4, 4, 2), 12, 12, decoder=dcrnn(4, 4, 2)), path)
+    own = Own(inner=dcrnn(4, 4, 2))  # it calls the layer itself
+    own.in_channels, own.out_channels, own.forward = 4, 4, lambda x, edge_index, edge_weight: x
+    with pytest.raises(ValueError, match=r"cell.inner \(DCRNN\) gives NaN in city 'deadend'"):
+        check_transferable(Forecaster(own, 12, 12), path)
+
+
+def test_evolve_gcno_on_its_own_carries_its_weight_from_city_to_city():
+    cell = temporal.recurrent.EvolveGCNO(4)
+    x = torch.randn(3, 4)
+    first = cell(x, ROAD)
+    assert not torch.allclose(cell(x, ROAD), first)
+    with pytest.raises(ValueError, match=r"cell \(EvolveGCNO\) carries its weight over.*inside a Forecaster"):
+        check_transferable(Own(cell=cell), city(3))
+    check_transferable(Forecaster(cell, 12, 12), city(3))

@@ -17,7 +17,7 @@ from tsjt_pyg.data.mapped import write_mapped_city
 from tsjt_pyg.data.pairs import shuffled_index
 from tsjt_pyg.data.prefetch import prefetched
 
-PARTS = ("x", "y", "x_mask", "y_mask", "time_of_day")
+PARTS = ("x", "y", "x_mask", "y_mask", "time_of_day", "day_of_week")
 
 
 @st.composite
@@ -46,7 +46,8 @@ def naive(city: City, cut: tuple[int, int, int], numbers: list[int]) -> dict[str
         first = number * stride
         middle, last = first + history, first + history + horizon
         tensors = (city.readings[first:middle], city.readings[middle:last])
-        tensors += (city.mask[first:middle], city.mask[middle:last], city.time_of_day[first:middle])
+        tensors += (city.mask[first:middle], city.mask[middle:last])
+        tensors += (city.time_of_day[first:middle], city.day_of_week[first:middle])
         windows.append(tensors)
     return {name: torch.stack(parts) for name, parts in zip(PARTS, zip(*windows, strict=True), strict=True)}
 

@@ -347,6 +347,12 @@ class City:
         late = (self.start - self.start.normalize()) % self.interval / _DAY
         return self.step_of_day.to(torch.float32) / self.steps_per_day + late
 
+    @property
+    def day_of_week(self) -> Tensor:
+        """Day of the week of each step, 0 = Monday: int64 ``[T]``."""
+        first = int((self.start - self.start.normalize()) // self.interval)
+        return ((torch.arange(self.num_steps) + first) // self.steps_per_day + self.start.day_of_week) % 7
+
     @cached_property
     def missing(self) -> float:
         """Share of entries that were not observed."""

@@ -31,6 +31,9 @@ class WindowBatch:
         - ``time_of_day``: ``[B, T_in]``, fraction of the day in [0, 1)
         - ``index``: ``[B]``, number of the window in its :class:`Windows`
         - ``edge_index``: ``[2, E]``, ``edge_weight``: ``[E]``, the city's road network
+        - ``day_of_week``: ``[B, T_in]`` int64, 0 = Monday
+
+    ``city`` is the city's name.
     """
 
     x: Tensor
@@ -41,18 +44,23 @@ class WindowBatch:
     index: Tensor
     edge_index: Tensor
     edge_weight: Tensor
+    day_of_week: Tensor
+    city: str
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch."""
-        return [getattr(self, f.name) for f in fields(self)]
+        return list(self._tensors().values())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> WindowBatch:
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        return replace(self, **moved)
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "city"}
 
 
 class Windows:
@@ -82,9 +90,11 @@ class Windows:
                 "of one window; shorten history or horizon, or use more days"
             )
         self.city, self.history, self.horizon, self.stride = city, history, horizon, stride
-        both, time_of_day = (history, horizon), city.time_of_day.to(city.readings.device)
-        self._readings, self._mask = (WindowReader(tensor, both, stride) for tensor in (city.readings, city.mask))
-        self._readers = (self._readings, self._mask, WindowReader(time_of_day, (history,), stride))
+        self._readings, self._mask = (
+            WindowReader(tensor, (history, horizon), stride) for tensor in (city.readings, city.mask)
+        )
+        clock = (tensor.to(city.readings.device) for tensor in (city.time_of_day, city.day_of_week))
+        self._readers = (self._readings, self._mask, *(WindowReader(tensor, (history,), stride) for tensor in clock))
         self._roads: dict[torch.device | None, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -152,13 +162,15 @@ class Windows:
         return self._assembled(parts, index, there)
 
     def _assembled(self, parts: list[Tensor], index: Tensor, device: torch.device | None) -> WindowBatch:
-        x, y, x_mask, y_mask, time_of_day = parts
+        x, y, x_mask, y_mask, time_of_day, day_of_week = parts
         if device is not None:
             index = index.to(device)
             if device not in self._roads:
                 self._roads[device] = (self.city.edge_index.to(device), self.city.edge_weight.to(device))
         edge_index, edge_weight = self._roads.get(device) or (self.city.edge_index, self.city.edge_weight)
-        return WindowBatch(x, y, x_mask, y_mask, time_of_day, index, edge_index, edge_weight)
+        return WindowBatch(
+            x, y, x_mask, y_mask, time_of_day, index, edge_index, edge_weight, day_of_week, self.city.name
+        )
 
     def _way(self, device: torch.device | str | None) -> tuple[torch.device | None, bool]:
         """The device to move to (``None``: the readings are there), and whether through pinned memory."""

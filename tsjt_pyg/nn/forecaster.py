@@ -1,69 +1,112 @@
-"""The forecaster: readings of one city's history in, its horizon out, with any transferable recurrent cell."""
+"""The forecaster: readings of one city's history in, its horizon out, with any transferable cell."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, Module, ReLU, Sequential
+from torch.nn import Linear, Module, Sequential
 
-from tsjt_pyg.nn.adapters import adapt, final_state, reset_cell
+from tsjt_pyg.nn.adapters import CellAdapter, reset_cell
+from tsjt_pyg.nn.cell_stack import cells_of, check_decoder, check_stack, run_stack, stacked
+from tsjt_pyg.nn.city_embedding import CityEmbedding
+from tsjt_pyg.nn.features import check_window, clock_features, fill, horizon_clock
+from tsjt_pyg.nn.heads import RecurrentHead, direct_head, reset_direct_head
 from tsjt_pyg.nn.node_prompting import NodePrompting
+from tsjt_pyg.nn.road_graph import road_graph
 from tsjt_pyg.nn.transferable import refuse_bound_layers
 
 
 class Forecaster(Module):
     r"""A recurrent graph cell with node prompts before it and a head behind it.
 
-    With :math:`\ell` the last observed reading of a node in the window (0 if none was observed),
+    With :math:`\ell` the last observed reading of a node in the window (0 if none was observed) and
+    :math:`\mathbf{c}^t` sine and cosine of :math:`2 \pi` times the time of day :math:`\tau^t` (and, if wanted, of the
+    day of the week :math:`d^t / 7`),
 
     .. math::
-        \mathbf{f}^t &= [\, x^t - \ell \, \Vert \, \ell \, \Vert \, \mathrm{mask}^t \, \Vert \,
-        \sin 2 \pi \tau^t, \cos 2 \pi \tau^t \, \Vert \, \mathrm{prompt}^t \,]
+        \mathbf{f}^t &= [\, x^t - \ell \, \Vert \, \ell \, \Vert \, \mathrm{mask}^t \, \Vert \, \mathbf{c}^t
+        \, \Vert \, \mathrm{prompt}^t \, \Vert \, \mathbf{e} \,]
 
         \mathbf{h} &= \mathrm{cell}(\mathbf{W} \mathbf{f}^1 + \mathbf{b}, \ldots, \mathbf{W} \mathbf{f}^T + \mathbf{b})
 
-        \hat{y} &= \ell + \mathrm{MLP}(\mathbf{h} \, \Vert \, \ell \, \Vert \, \sin 2 \pi \tau^T,
-        \cos 2 \pi \tau^T),
+        \hat{y} &= \ell + \mathrm{MLP}(\mathbf{h} \, \Vert \, \ell \, \Vert \, \mathbf{c}^T),
 
     where a missing reading counts as :math:`\ell`. The MLP's last layer starts at zero: the untrained model forecasts
     the last value, in any city. The prompts are drawn from the readings themselves (missing ones filled with
     :math:`\ell`), not from the differences. With ``center=False`` the readings enter as they are, missing ones filled
     the same way, and the forecast is the MLP's output alone.
 
-    Nothing in the model depends on the city: any number of nodes, another road network at every call.
+    With a ``decoder`` there is no MLP: the decoder starts from the cell's final state and makes one step for each step
+    of the horizon,
+
+    .. math::
+        \mathbf{h}^{T + k} = \mathrm{decoder}(\mathbf{W}^{\prime} [\, \mathbf{o}^{k - 1} \, \Vert \,
+        \mathbf{c}^{T + k} \, \Vert \, \mathbf{e} \,] + \mathbf{b}^{\prime}, \mathbf{h}^{T + k - 1}), \quad
+        \mathbf{o}^k = \mathbf{W}^{\prime \prime} \mathbf{h}^{T + k} + \mathbf{b}^{\prime \prime}, \quad
+        \hat{y}^k = \ell + \mathbf{o}^k,
+
+    fed its own last output, never the truth, and :math:`\mathbf{o}^0 = 0`; its readout starts at zero too. The clock of
+    the horizon goes on in the step from the last but one to the last step of the history, over midnight and Sunday.
+    Where a step lasts a day or longer, it is known only with ``day_of_week`` as well.
+
+    Nothing in the model depends on the city but the embedding :math:`\mathbf{e}` where there is one: any number of
+    nodes, another road network at every call.
 
     Args:
-        cell: GConvGRU, GConvLSTM, GCLSTM, TGCN, A3TGCN or DCRNN of torch-geometric-temporal, or
-            :class:`torch.nn.GRU` (every node on its own). Any input and hidden size.
+        cell: A recurrent layer of torch-geometric-temporal whose parameters do not depend on the node count (GConvGRU,
+            GConvLSTM, GCLSTM, LRGCN, DyGrEncoder, TGCN, A3TGCN, DCRNN, AGCRN, EvolveGCNO or MSTGCN),
+            :class:`torch.nn.GRU` (every node on its own), or a module of your own with ``in_channels``,
+            ``out_channels`` and ``forward(x, edge_index, edge_weight)`` from :math:`(B, T, N, C)` to
+            :math:`(B, T, N, F)`, :math:`(B, 1, N, F)` or :math:`(B, N, F)`, such as
+            :class:`~tsjt_pyg.nn.GraphWaveNet`. Any input and hidden size. A sequence of cells is a stack: each reads
+            the states of the one before it. LRGCN's relations are as many classes of edges by their weight, of equal
+            size (without weights: one). AGCRN takes the city embedding for its node embedding. EvolveGCNO, whose
+            weight starts anew in every pass, has no state of a node: its outputs' mean over the steps is
+            :math:`\mathbf{h}`.
         history: Steps ``T_in`` the model reads.
         horizon: Steps ``T_out`` it forecasts.
         in_channels: Channels ``C`` of a reading.
         out_channels: Channels ``C_out`` of a forecast, the first ones of a reading.
         prompting: A :class:`NodePrompting` with the same ``in_channels``, or ``None``.
+        decoder: A cell, or as many as ``cell`` has, each with a state like that of its counterpart: an
+            encoder-decoder. ``None``: all steps at once, by an MLP.
+        city_embedding: Embeddings :math:`\mathbf{e}` of the nodes of each city, seen at each step, or given to AGCRN
+            in place of that. ``None``: no parameter belongs to a city.
         center: Forecast the difference to the last observed value.
-        time_of_day: Let the model see the time of day. If false, ``time_of_day`` of :meth:`forward` is not used.
+        time_of_day: Let the model see the time of day. If false, ``time_of_day`` of :meth:`forward` is used for the
+            length of a step only.
+        day_of_week: Let the model see the day of the week. If false, ``day_of_week`` of :meth:`forward` is used for
+            the length of a step only.
 
     Shapes:
         - **input:** x :math:`(B, T_{in}, N, C)` as scaled by the caller, edge_index :math:`(2, E)`,
           edge_weight :math:`(E)` *(optional)*, x_mask :math:`(B, T_{in}, N, C)` bool, true where observed *(optional:
           all observed)*, time_of_day :math:`(B, T_{in})`, the fraction of the day in :math:`[0, 1)` *(optional:
-          unknown, both time channels are 0)*
+          unknown, both time channels are 0)*, day_of_week :math:`(B, T_{in})` int64, 0 = Monday *(optional: unknown,
+          both day channels are 0)*, city, its name *(needed with a city_embedding, else not used)*
         - **output:** :math:`(B, T_{out}, N, C_{out})`
+
+    Raises:
+        ValueError: If arguments do not fit each other or a layer is bound to one city.
+        TypeError: If a cell is not one that can be run.
     """
 
     def __init__(
         self,
-        cell: Module,
+        cell: Module | Sequence[Module],
         history: int,
         horizon: int,
         in_channels: int = 1,
         out_channels: int = 1,
         prompting: NodePrompting | None = None,
         *,
+        decoder: Module | Sequence[Module] | None = None,
+        city_embedding: CityEmbedding | None = None,
         center: bool = True,
         time_of_day: bool = True,
+        day_of_week: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (
@@ -74,12 +117,19 @@ class Forecaster(Module):
         ):
             if size < 1:
                 raise ValueError(f"{name} must be a positive integer, found {size}")
+        cell = stacked(cell)
         refuse_bound_layers(cell)
-        adapter = adapt(cell)
-        if adapter.periods not in (None, history):
-            raise ValueError(
-                f"history must equal the periods of {type(cell).__name__} ({adapter.periods}), found {history}"
-            )
+        adapters = check_stack(cells_of(cell), history)
+        decoders: list[CellAdapter] = []
+        if decoder is not None:
+            decoder = stacked(decoder)
+            refuse_bound_layers(decoder)
+            decoders = check_decoder(cells_of(decoder), cells_of(cell), adapters)
+            if history == 1 and (time_of_day or day_of_week):
+                raise ValueError(
+                    "history must be at least 2 with a decoder, which takes the length of a step from two of them, "
+                    "found 1; or use time_of_day=False and day_of_week=False"
+                )
         if center and out_channels > in_channels:
             raise ValueError(
                 f"out_channels must not exceed in_channels={in_channels} with center=True (a forecast is the last "
@@ -90,42 +140,44 @@ class Forecaster(Module):
                 f"prompting.in_channels must equal in_channels={in_channels} (prompts are drawn from the readings), "
                 f"found {prompting.in_channels}"
             )
+        needs_embedding = _check_embedding([*adapters, *decoders], city_embedding)
         self.history = history
         self.horizon = horizon
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.center = center
         self.time_of_day = time_of_day
+        self.day_of_week = day_of_week
 
-        time_channels = 2 if time_of_day else 0
+        clock_channels = 2 * (time_of_day + day_of_week)
         prompt_channels = 0 if prompting is None else prompting.prompt_channels
-        hidden = adapter.out_channels
+        # A cell with node embeddings of its own gets them as such, and not a second time as features.
+        self._embeds_steps = city_embedding is not None and not needs_embedding
+        city_channels = city_embedding.channels if city_embedding is not None and self._embeds_steps else 0
+        hidden = adapters[-1].out_channels
         self.prompting = prompting
-        self.embedding = Linear(3 * in_channels + time_channels + prompt_channels, adapter.in_channels)
-        self.cell = cell
-        self.head = Sequential(
-            Linear(hidden + in_channels + time_channels, hidden),
-            ReLU(),
-            Linear(hidden, horizon * out_channels),
+        self.city_embedding = city_embedding
+        self.embedding = Linear(
+            3 * in_channels + clock_channels + prompt_channels + city_channels, adapters[0].in_channels
         )
-        self._start_at_zero()
+        self.cell = cell
+        self.head: Sequential | RecurrentHead
+        if decoder is None:
+            self.head = direct_head(hidden + in_channels + clock_channels, hidden, horizon * out_channels)
+        else:
+            self.head = RecurrentHead(decoder, out_channels, clock_channels + city_channels)
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, those of the cell and of the prompting too."""
-        if self.prompting is not None:
-            self.prompting.reset_parameters()
-        self.embedding.reset_parameters()
-        reset_cell(self.cell)
-        for layer in self.head:
-            if isinstance(layer, Linear):
-                layer.reset_parameters()
-        self._start_at_zero()
-
-    def _start_at_zero(self) -> None:
-        last = self.head[-1]
-        assert isinstance(last, Linear)
-        torch.nn.init.zeros_(last.weight)
-        torch.nn.init.zeros_(last.bias)
+        """Draws all parameters anew, those of the cell, of the prompting and of the cities too."""
+        for part in (self.prompting, self.city_embedding, self.embedding):
+            if part is not None:
+                part.reset_parameters()
+        for cell in cells_of(self.cell):
+            reset_cell(cell)
+        if isinstance(self.head, RecurrentHead):
+            self.head.reset_parameters()
+        else:
+            reset_direct_head(self.head)
 
     def forward(
         self,
@@ -135,93 +187,77 @@ class Forecaster(Module):
         *,
         x_mask: Tensor | None = None,
         time_of_day: Tensor | None = None,
+        day_of_week: Tensor | None = None,
+        city: str | None = None,
     ) -> Tensor:
-        self._check(x, edge_index, edge_weight, x_mask, time_of_day)
-        filled, level, observed = _fill(x, x_mask)
-        clock = self._clock(x, time_of_day)
+        check_window(x, edge_index, edge_weight, x_mask, time_of_day, day_of_week, self.history, self.in_channels)
+        windows, steps, nodes, _ = x.shape
+        filled, level, observed = fill(x, x_mask)
+        uses = (self.time_of_day, self.day_of_week)
+        clock = clock_features(x, steps, time_of_day, day_of_week, uses)
+        of_nodes = self._of_nodes(city, nodes)
 
         features = [filled - level if self.center else filled, level.expand_as(filled), observed]
         if clock is not None:
-            features.append(clock[:, :, None].expand(-1, -1, x.size(2), -1))
+            features.append(clock[:, :, None].expand(-1, -1, nodes, -1))
         if self.prompting is not None:
             features.append(self.prompting(filled, edge_index, edge_weight)[..., self.in_channels :])
-        state = final_state(self.cell, self.embedding(torch.cat(features, dim=-1)), edge_index, edge_weight)
+        if of_nodes is not None and self._embeds_steps:
+            features.append(of_nodes.to(x.dtype).expand(windows, steps, -1, -1))
+        graph = road_graph(edge_index, edge_weight, nodes)
+        # Nodes first, as the cells want them: the features rather than what they become, which is larger.
+        embedded = self.embedding(torch.cat(features, dim=-1).permute(2, 1, 0, 3).contiguous())
+        state, ends = run_stack(cells_of(self.cell), embedded, graph, None, of_nodes)
 
-        summary = [state, level[:, 0]]
-        if clock is not None:
-            summary.append(clock[:, -1:].expand(-1, x.size(2), -1))
-        out = self.head(torch.cat(summary, dim=-1))
-        forecast = out.view(x.size(0), x.size(2), self.horizon, self.out_channels).transpose(1, 2)
+        if isinstance(self.head, RecurrentHead):
+            later = horizon_clock(time_of_day, day_of_week, self.horizon)
+            known = [x.new_zeros(nodes, self.horizon, windows, 0)]
+            clock = clock_features(x, self.horizon, *later, uses)
+            if clock is not None:
+                known.append(clock.transpose(0, 1).expand(nodes, -1, -1, -1))
+            if of_nodes is not None and self._embeds_steps:
+                known.append(of_nodes.to(x.dtype)[:, None, None].expand(-1, self.horizon, windows, -1))
+            forecast = self.head(ends, torch.cat(known, dim=-1), graph, of_nodes).permute(2, 1, 0, 3)
+        else:
+            summary = [state.transpose(0, 1), level[:, 0]]
+            if clock is not None:
+                summary.append(clock[:, -1:].expand(-1, nodes, -1))
+            out = self.head(torch.cat(summary, dim=-1))
+            forecast = out.view(windows, nodes, self.horizon, self.out_channels).transpose(1, 2)
         return level[..., : self.out_channels] + forecast if self.center else forecast
 
-    def _clock(self, x: Tensor, time_of_day: Tensor | None) -> Tensor | None:
-        """Sine and cosine of the time of day, ``[B, T, 2]``."""
-        if not self.time_of_day:
+    def _of_nodes(self, city: str | None, nodes: int) -> Tensor | None:
+        """The embeddings of the city's nodes, ``[N, channels]``."""
+        if self.city_embedding is None:
             return None
-        if time_of_day is None:
-            return x.new_zeros(x.size(0), x.size(1), 2)
-        angle = 2.0 * math.pi * time_of_day
-        return torch.stack([angle.sin(), angle.cos()], dim=-1).to(x.dtype)
-
-    def _check(
-        self,
-        x: Tensor,
-        edge_index: Tensor,
-        edge_weight: Tensor | None,
-        x_mask: Tensor | None,
-        time_of_day: Tensor | None,
-    ) -> None:
-        if x.dim() != 4 or x.size(1) != self.history or x.size(3) != self.in_channels or not x.is_floating_point():
+        embedding: Tensor = self.city_embedding(city)
+        if embedding.size(0) != nodes:
             raise ValueError(
-                f"x must be floating point [B, {self.history}, N, {self.in_channels}] (history={self.history}, "
-                f"in_channels={self.in_channels}), found {x.dtype} {list(x.shape)}"
+                f"x must have {embedding.size(0)} nodes, as city_embedding was told of {city!r}, found {nodes}"
             )
-        if x_mask is not None and (x_mask.shape != x.shape or x_mask.dtype != torch.bool):
-            raise ValueError(
-                f"x_mask must be bool {list(x.shape)} like x (True = observed), found {x_mask.dtype} "
-                f"{list(x_mask.shape)}"
-            )
-        if time_of_day is not None and (time_of_day.shape != x.shape[:2] or not time_of_day.is_floating_point()):
-            raise ValueError(
-                f"time_of_day must be floating point {list(x.shape[:2])}, the fraction of the day of each history "
-                f"step, found {time_of_day.dtype} {list(time_of_day.shape)}"
-            )
-        if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype != torch.long:
-            raise ValueError(f"edge_index must be int64 [2, E], found {edge_index.dtype} {list(edge_index.shape)}")
-        if edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
-            raise ValueError(
-                f"edge_weight must be [{edge_index.size(1)}], one weight an edge, found {list(edge_weight.shape)}"
-            )
-        # What follows looks at values: free on the CPU, but on an accelerator it would wait for all work queued there.
-        if x.device.type != "cpu":
-            return
-        if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < x.size(2):
-            raise ValueError(
-                f"edge_index must name nodes 0 to {x.size(2) - 1} (x has {x.size(2)} nodes), found "
-                f"{int(edge_index.min())} to {int(edge_index.max())}"
-            )
-        finite = torch.isfinite(x) if x_mask is None else torch.isfinite(x) | ~x_mask
-        if not bool(finite.all()):
-            raise ValueError(
-                f"x must be finite wherever it is observed, found {int((~finite).sum())} observed entries that are "
-                f"NaN or infinite; mark missing readings with False in x_mask"
-            )
+        return embedding
 
     def extra_repr(self) -> str:
         return (
             f"history={self.history}, horizon={self.horizon}, in_channels={self.in_channels}, "
-            f"out_channels={self.out_channels}, center={self.center}, time_of_day={self.time_of_day}"
+            f"out_channels={self.out_channels}, center={self.center}, time_of_day={self.time_of_day}, "
+            f"day_of_week={self.day_of_week}"
         )
 
 
-def _fill(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Readings with the missing ones filled, the last observed value ``[B, 1, N, C]``, and the mask as numbers.
-
-    What stands at a missing entry is never multiplied, only replaced, so that NaN is as good as any value there.
-    """
-    if mask is None:
-        return x, x[:, -1:], torch.ones_like(x)
-    steps = torch.arange(1, x.size(1) + 1, device=x.device).view(1, -1, 1, 1)
-    last = (steps * mask).amax(dim=1, keepdim=True)  # 0: none observed
-    level = torch.where(last > 0, x.gather(1, (last - 1).clamp(min=0)), 0.0)
-    return torch.where(mask, x, level), level, mask.to(x.dtype)
+def _check_embedding(adapters: Sequence[CellAdapter], city_embedding: CityEmbedding | None) -> bool:
+    """Whether cells need node embeddings, which then have to be there in their size."""
+    needed = {adapter.embedding_channels for adapter in adapters} - {None}
+    if not needed:
+        return False
+    if city_embedding is None:
+        raise ValueError(
+            f"city_embedding must be given to AGCRN, whose graph is made of it: "
+            f"CityEmbedding({{name: number of nodes}}, channels={max(filter(None, needed))})"
+        )
+    if needed != {city_embedding.channels}:
+        raise ValueError(
+            f"city_embedding.channels must equal the embedding_dimensions of AGCRN ({sorted(filter(None, needed))}), "
+            f"found {city_embedding.channels}"
+        )
+    return True

@@ -7,7 +7,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, ModuleList
+
+from tsjt_pyg.nn.adapters import TEMPORAL_CELLS
+from tsjt_pyg.nn.cell_stack import cells_of
+from tsjt_pyg.nn.heads import RecurrentHead
 
 _BOUND_LAYERS = {
     "MPNNLSTM": "it reshapes its input by a fixed num_nodes",
@@ -43,10 +47,13 @@ def check_transferable(model: Module, *cities: HasGraph) -> None:
     """Checks that nothing binds a model to one city.
 
     Without cities: no graph convolution with ``cached=True`` (it would silently use the first city's road network in
-    the second) and no layer of torch-geometric-temporal with the node count built in (MPNNLSTM, STConv, ASTGCN,
-    EvolveGCNH). With cities: also no parameter or buffer of the user's own modules has a dimension equal to one
-    city's node count (while the cities differ in it), and no city has a node on which a DCRNN outside of a
-    :class:`~tsjt_pyg.nn.Forecaster` gives NaN.
+    the second), no layer of torch-geometric-temporal with the node count built in (MPNNLSTM, STConv, ASTGCN,
+    EvolveGCNH), and no EvolveGCNO outside of a :class:`~tsjt_pyg.nn.Forecaster` (its weight carries over from one pass
+    to the next, and so from one city to the next). With cities: also no parameter or buffer of the user's own modules
+    has a dimension equal to one city's node count (while the cities differ in it), and no city has a node on which a
+    DCRNN or BatchedDCRNN outside of a Forecaster gives NaN.
+
+    A :class:`~tsjt_pyg.nn.CityEmbedding` belongs to its cities by design and is let pass.
 
     Args:
         model: Any module.
@@ -56,6 +63,7 @@ def check_transferable(model: Module, *cities: HasGraph) -> None:
         ValueError: Names the layer, flag, parameter or node, and says what to do about it.
     """
     refuse_bound_layers(model)
+    _check_evolving(model)
     for position, city in enumerate(cities):
         _check_dcrnn(model, city, _name(city, position))
     if len({city.num_nodes for city in cities}) > 1:
@@ -75,8 +83,8 @@ def refuse_bound_layers(model: Module) -> None:
             )
         if kind.__name__ in _BOUND_LAYERS and kind.__module__.startswith("torch_geometric_temporal."):
             raise ValueError(
-                f"{where} fits one city only: {_BOUND_LAYERS[kind.__name__]}. Use a layer without a node count, such "
-                f"as GConvGRU, GConvLSTM, GCLSTM, TGCN, A3TGCN or DCRNN"
+                f"{where} fits one city only: {_BOUND_LAYERS[kind.__name__]}. Use a layer without a node count: "
+                f"{', '.join(TEMPORAL_CELLS)}, torch.nn.GRU or a GraphWaveNet of tsjt_pyg.nn"
             )
 
 
@@ -94,7 +102,10 @@ def _check_sizes(model: Module, city: HasGraph, name: str) -> None:
 
 
 def _unknown_modules(module: Module, path: str) -> Iterator[tuple[str, Module]]:
-    """The modules whose sizes this package cannot vouch for; what lies inside one it can is left out too."""
+    """The modules whose sizes this package cannot vouch for; what lies inside one it can is left out too, but for the
+    cells of a Forecaster, which may be anybody's."""
+    for name, cell in _cells(module):
+        yield from _unknown_modules(cell, f"{path}.{name}" if path else name)
     if type(module).__module__.startswith(_KNOWN_PACKAGES) or isinstance(module, _CHANNEL_LAYERS):
         return
     yield path, module
@@ -102,25 +113,49 @@ def _unknown_modules(module: Module, path: str) -> Iterator[tuple[str, Module]]:
         yield from _unknown_modules(child, f"{path}.{name}" if path else name)
 
 
-def _check_dcrnn(model: Module, city: HasGraph, name: str) -> None:
+def _cells(module: Module) -> list[tuple[str, Module]]:
+    """The cells that a Forecaster runs, by their names in it; none if it is no Forecaster."""
     from tsjt_pyg.nn.forecaster import Forecaster  # it imports this module
 
-    mended = {id(module.cell) for module in model.modules() if isinstance(module, Forecaster)}
+    if not isinstance(module, Forecaster):
+        return []
+    stacks = {"cell": module.cell}
+    if isinstance(module.head, RecurrentHead):
+        stacks["head.cell"] = module.head.cell
+    return [
+        (f"{name}.{number}" if isinstance(stack, ModuleList) else name, cell)
+        for name, stack in stacks.items()
+        for number, cell in enumerate(cells_of(stack))
+    ]
+
+
+def _bare(model: Module, *names: str) -> Iterator[tuple[str, Module]]:
+    """The layers of torch-geometric-temporal of these names that are not run by a Forecaster, with where they are."""
+    run = {id(cell) for module in model.modules() for _, cell in _cells(module)}
     for path, module in model.named_modules():
         kind = type(module)
-        if (
-            kind.__name__ not in ("DCRNN", "BatchedDCRNN")
-            or not kind.__module__.startswith("torch_geometric_temporal.")
-            or id(module) in mended
-        ):
-            continue
+        known = kind.__name__ in names and kind.__module__.startswith("torch_geometric_temporal.")
+        if known and id(module) not in run:
+            yield f"{path or 'the model itself'} ({kind.__name__})", module
+
+
+def _check_evolving(model: Module) -> None:
+    for where, _ in _bare(model, "EvolveGCNO"):
+        raise ValueError(
+            f"{where} carries its weight over from one pass to the next, and so from one city to the next. Run it "
+            f"inside a Forecaster, where every pass starts anew"
+        )
+
+
+def _check_dcrnn(model: Module, city: HasGraph, name: str) -> None:
+    for where, _ in _bare(model, "DCRNN", "BatchedDCRNN"):
         sources, targets = (torch.bincount(index, minlength=city.num_nodes) for index in city.edge_index)
         failing = ((sources > 0) & (targets == 0)).nonzero().flatten()
         if failing.numel():
             raise ValueError(
-                f"{path or 'the model itself'} ({kind.__name__}) gives NaN in {name}: node {int(failing[0])} has an "
-                f"out-edge but no in-edge ({failing.numel()} such nodes). Give these nodes a self-loop, or run the "
-                f"cell inside a Forecaster, which does so"
+                f"{where} gives NaN in {name}: node {int(failing[0])} has an out-edge but no in-edge "
+                f"({failing.numel()} such nodes). Give these nodes a self-loop, or run the cell inside a Forecaster, "
+                f"which does so"
             )
 
 

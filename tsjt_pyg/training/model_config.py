@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from .._compat import import_temporal
-from ..nn import Forecaster, NodePrompting
+from ..nn import Forecaster, GraphWaveNet, NodePrompting
+from ..nn.adapters import TEMPORAL_CELLS
 
 GRAPH_FREE = "GRU"
-CELLS = ("GConvGRU", "GConvLSTM", "GCLSTM", "TGCN", "A3TGCN", "DCRNN", GRAPH_FREE)
-_WITH_K = ("GConvGRU", "GConvLSTM", "GCLSTM", "DCRNN")
+CELLS = (*(name for name in TEMPORAL_CELLS if name != "AGCRN"), "GraphWaveNet", GRAPH_FREE)
+"""All cells but AGCRN, which has parameters of its own for every node of every city."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class ModelConfig:
     Args:
         cell: One of :data:`CELLS`; ``"GRU"`` is graph-free (:class:`torch.nn.GRU`, shared by all nodes).
         hidden_channels: Size of the cell's hidden state, and of what it is given.
-        K: Filter size of the cells that have one.
+        K: Filter size of the cells that have one; DyGrEncoder's number of convolutions, GraphWaveNet's steps of
+            diffusion.
         num_prompts: Slots of the prompt bank; 0: no node prompts.
         prompt_channels: Size of a node prompt.
         history: Steps in.
@@ -53,27 +55,44 @@ class ModelConfig:
 
     def build(self) -> Forecaster:
         """A new model, drawn from torch's global random generator."""
-        size = self.hidden_channels
-        cell: torch.nn.Module
-        if self.cell == GRAPH_FREE:
-            cell = torch.nn.GRU(size, size, batch_first=True)
-        else:
-            import_temporal()
-            from torch_geometric_temporal.nn import recurrent
-
-            extra: dict[str, int] = {"K": self.K} if self.cell in _WITH_K else {}
-            if self.cell == "A3TGCN":
-                extra = {"periods": self.history}
-            cell = getattr(recurrent, self.cell)(size, size, **extra)
         prompting = NodePrompting(self.channels, self.prompt_channels, self.num_prompts) if self.num_prompts else None
         return Forecaster(
-            cell,
+            self._cell(),
             history=self.history,
             horizon=self.horizon,
             in_channels=self.channels,
             out_channels=self.channels,
             prompting=prompting,
         )
+
+    def _cell(self) -> torch.nn.Module:
+        size = self.hidden_channels
+        if self.cell == GRAPH_FREE:
+            return torch.nn.GRU(size, size, batch_first=True)
+        if self.cell == "GraphWaveNet":
+            return GraphWaveNet(size, size, hidden_channels=size, K=self.K)
+        nn = import_temporal().nn
+        match self.cell:
+            case "TGCN":
+                settings: dict[str, Any] = {}
+            case "TGCN2":
+                settings = {"batch_size": 1}  # which it does not look at
+            case "A3TGCN":
+                settings = {"periods": self.history}
+            case "A3TGCN2":
+                settings = {"periods": self.history, "batch_size": 1}
+            case "LRGCN":
+                settings = {"num_relations": 2, "num_bases": 2}  # light and heavy edges
+            case "DyGrEncoder":
+                return nn.recurrent.DyGrEncoder(size, self.K, "mean", size, 1)
+            case "EvolveGCNO":
+                return nn.recurrent.EvolveGCNO(size)
+            case "MSTGCN":
+                return nn.attention.MSTGCN(2, size, self.K, size, size, 1, size, self.history)
+            case _:
+                settings = {"K": self.K}
+        cell: torch.nn.Module = getattr(nn.recurrent, self.cell)(size, size, **settings)
+        return cell
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain numbers and strings."""

@@ -10,11 +10,14 @@ from ..road_graph import RoadGraph
 
 
 def run_gru(cell: torch.nn.GRU, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
+    """State: that of each layer, the lowest first."""
     nodes, steps, windows, channels = x.shape
     sequences = x.transpose(0, 1).reshape(steps, nodes * windows, channels)
     if cell.batch_first:
         sequences = sequences.transpose(0, 1)
-    states, last = cell(sequences, None if state is None else state[0])
+    start = None if state is None else torch.stack([layer.flatten(0, 1) for layer in state])
+    states, last = cell(sequences, start)
     if cell.batch_first:
         states = states.transpose(0, 1)
-    return [step.view(nodes, windows, -1) for step in states.contiguous().unbind(0)], (last,)
+    handed_on = last.view(cell.num_layers, nodes, windows, -1).unbind(0)
+    return [step.view(nodes, windows, -1) for step in states.contiguous().unbind(0)], handed_on

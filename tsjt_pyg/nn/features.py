@@ -1,0 +1,132 @@
+"""What a forecaster sees of a window: readings with the missing ones filled, and the clock."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_ROUNDING = 1e-4
+"""Share of a day by which a time may be off, so that midnight is the next day's; far below any interval."""
+
+
+def fill(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Readings with the missing ones filled, the last observed value ``[B, 1, N, C]``, and the mask as numbers.
+
+    What stands at a missing entry is never multiplied, only replaced, so that NaN is as good as any value there.
+    """
+    if mask is None:
+        return x, x[:, -1:], torch.ones_like(x)
+    steps = torch.arange(1, x.size(1) + 1, device=x.device).view(1, -1, 1, 1)
+    last = (steps * mask).amax(dim=1, keepdim=True)  # 0: none observed
+    level = torch.where(last > 0, x.gather(1, (last - 1).clamp(min=0)), 0.0)
+    return torch.where(mask, x, level), level, mask.to(x.dtype)
+
+
+def clock_features(
+    like: Tensor, steps: int, time_of_day: Tensor | None, day_of_week: Tensor | None, uses: tuple[bool, bool]
+) -> Tensor | None:
+    """Sine and cosine of the time of day and of the day of the week, ``[B, steps, 2 or 4]``; 0 where one is not known.
+
+    Args:
+        like: Readings ``[B, ...]``.
+        steps: Number of steps.
+        time_of_day: ``[B, steps]``, fraction of the day.
+        day_of_week: ``[B, steps]``, 0 = Monday.
+        uses: Whether the time of day is wanted, and the day of the week; ``None`` is given where neither is.
+    """
+    parts = []
+    for wanted, phase, period in zip(uses, (time_of_day, day_of_week), (1, 7), strict=True):
+        if not wanted:
+            continue
+        if phase is None:
+            parts.append(like.new_zeros(like.size(0), steps, 2))
+        else:
+            angle = 2.0 * math.pi / period * phase
+            parts.append(torch.stack([angle.sin(), angle.cos()], dim=-1).to(like.dtype))
+    return torch.cat(parts, dim=-1) if parts else None
+
+
+def horizon_clock(
+    time_of_day: Tensor | None, day_of_week: Tensor | None, horizon: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Time of day and day of the week of the steps that follow a history, ``[B, horizon]`` each.
+
+    They go on in the step from the last but one to the last step of the history. A step that lasts a day or longer is
+    known only where both are given. Where the time of day is not, the day of the week stays as it was last.
+
+    Args:
+        time_of_day: ``[B, T]`` with ``T >= 2``, fraction of the day.
+        day_of_week: ``[B, T]``, 0 = Monday.
+        horizon: Steps that follow.
+    """
+    if time_of_day is None:
+        return None, None if day_of_week is None else day_of_week[:, -1:].expand(-1, horizon)
+    days, period = time_of_day.double(), 1
+    if day_of_week is not None:
+        days, period = days + day_of_week, 7
+    step = (days[:, -1:] - days[:, -2:-1] + _ROUNDING) % period - _ROUNDING
+    later = days[:, -1:] + step * torch.arange(1, horizon + 1, device=days.device)
+    midnight = (later + _ROUNDING).floor()
+    return (later - midnight).to(time_of_day.dtype), None if day_of_week is None else midnight.long() % 7
+
+
+def check_window(
+    x: Tensor,
+    edge_index: Tensor,
+    edge_weight: Tensor | None,
+    x_mask: Tensor | None,
+    time_of_day: Tensor | None,
+    day_of_week: Tensor | None,
+    history: int,
+    in_channels: int,
+) -> None:
+    """Raises a ValueError that says which argument of :meth:`Forecaster.forward` is not as it must be."""
+    if x.dim() != 4 or x.size(1) != history or x.size(3) != in_channels or not x.is_floating_point():
+        raise ValueError(
+            f"x must be floating point [B, {history}, N, {in_channels}] (history={history}, "
+            f"in_channels={in_channels}), found {x.dtype} {list(x.shape)}"
+        )
+    if x_mask is not None and (x_mask.shape != x.shape or x_mask.dtype != torch.bool):
+        raise ValueError(
+            f"x_mask must be bool {list(x.shape)} like x (True = observed), found {x_mask.dtype} {list(x_mask.shape)}"
+        )
+    if time_of_day is not None and (time_of_day.shape != x.shape[:2] or not time_of_day.is_floating_point()):
+        raise ValueError(
+            f"time_of_day must be floating point {list(x.shape[:2])}, the fraction of the day of each history "
+            f"step, found {time_of_day.dtype} {list(time_of_day.shape)}"
+        )
+    if day_of_week is not None and (day_of_week.shape != x.shape[:2] or day_of_week.dtype != torch.long):
+        raise ValueError(
+            f"day_of_week must be int64 {list(x.shape[:2])}, the day of each history step (0 = Monday), found "
+            f"{day_of_week.dtype} {list(day_of_week.shape)}"
+        )
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype != torch.long:
+        raise ValueError(f"edge_index must be int64 [2, E], found {edge_index.dtype} {list(edge_index.shape)}")
+    if edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"edge_weight must be [{edge_index.size(1)}], one weight an edge, found {list(edge_weight.shape)}"
+        )
+    # What follows looks at values: free on the CPU, but on an accelerator it would wait for all work queued there.
+    if x.device.type != "cpu":
+        return
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < x.size(2):
+        raise ValueError(
+            f"edge_index must name nodes 0 to {x.size(2) - 1} (x has {x.size(2)} nodes), found "
+            f"{int(edge_index.min())} to {int(edge_index.max())}"
+        )
+    if (
+        day_of_week is not None
+        and day_of_week.numel()
+        and not 0 <= int(day_of_week.min()) <= int(day_of_week.max()) < 7
+    ):
+        raise ValueError(
+            f"day_of_week must be 0 (Monday) to 6 (Sunday), found {int(day_of_week.min())} to {int(day_of_week.max())}"
+        )
+    finite = torch.isfinite(x) if x_mask is None else torch.isfinite(x) | ~x_mask
+    if not bool(finite.all()):
+        raise ValueError(
+            f"x must be finite wherever it is observed, found {int((~finite).sum())} observed entries that are "
+            f"NaN or infinite; mark missing readings with False in x_mask"
+        )
