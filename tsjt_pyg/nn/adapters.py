@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .cells.chebyshev import run_gc_lstm, run_gconv_gru, run_gconv_lstm
-from .cells.diffusion import run_dcrnn
+from .cells.diffusion import run_batched_dcrnn, run_dcrnn
 from .cells.gcn import run_a3tgcn, run_tgcn
 from .cells.gru import run_gru
 from .recurrences import State, Steps
@@ -82,7 +82,7 @@ def hidden_states(cell: Module, x: Tensor, edge_index: Tensor, edge_weight: Tens
     if adapter.periods not in (None, x.size(1)):
         raise ValueError(f"cell reads windows of exactly {adapter.periods} steps (periods), x has {x.size(1)}")
     graph = road_graph(edge_index, edge_weight, x.size(2))
-    states, _ = adapter.run(cell, x.permute(2, 1, 0, 3).contiguous(), graph, None)
+    states, _ = adapter.run(cell, x.permute(2, 1, 0, 3), graph, None)
     return [state.transpose(0, 1) for state in states]
 
 
@@ -119,6 +119,9 @@ _RUNS: dict[str, Run] = {
     "GConvLSTM": run_gconv_lstm,
     "GCLSTM": run_gc_lstm,
     "TGCN": run_tgcn,
+    "TGCN2": run_tgcn,
     "A3TGCN": run_a3tgcn,
+    "A3TGCN2": run_a3tgcn,
     "DCRNN": run_dcrnn,
+    "BatchedDCRNN": run_batched_dcrnn,
 }

@@ -46,13 +46,19 @@ class Propagation:
     def __call__(self, x: Tensor) -> Tensor:
         """``[N, ...] -> [N, ...]``."""
         flat = x.reshape(self.num_nodes, -1)
-        if self.matrices is not None and flat.dtype == self.weight.dtype:
+        if self.matrices is not None and flat.dtype == self.weight.dtype and not torch.compiler.is_compiling():
             out: Tensor = _SparseProduct.apply(flat, *self.matrices)
-        else:
+        else:  # the compiler knows no sparse matrices
             source, target = self.edge_index
             messages = flat[source] * self.weight.to(flat.dtype).unsqueeze(-1)
             out = torch.zeros_like(flat).index_add(0, target, messages)
         return out.view(x.shape)
+
+    def apply_(self, out: Tensor, x: Tensor, *, beta: float = 0.0, alpha: float = 1.0, transpose: bool = False) -> None:
+        """``out = beta * out + alpha * A x`` in the memory of ``out``, without a gradient; contiguous ``[N, ...]``."""
+        assert self.matrices is not None
+        flat = out.view(self.num_nodes, -1)
+        flat.addmm_(self.matrices[transpose], x.view(self.num_nodes, -1), beta=beta, alpha=alpha)
 
 
 class _SparseProduct(torch.autograd.Function):
