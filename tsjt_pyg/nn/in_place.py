@@ -78,17 +78,11 @@ class GRUInPlace(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives: those of the plain recurrence
             from .recurrences import GRUWeights, plain_gru_states
 
-            weights = GRUWeights(inputs, bias, state_gates, state_candidate)
-            return (
-                None,
-                None,
-                *_of_plain(
-                    lambda: plain_gru_states(x, bases[0], bases[1], weights, start),
-                    of_states,
-                    (x, start, *weights),
-                    ctx,
-                ),
-            )
+            def plain(x: Tensor, start: Tensor, *weights: Tensor) -> Any:
+                return plain_gru_states(x, bases[0], bases[1], GRUWeights(*weights), start)
+
+            given = (x, start, inputs, bias, state_gates, state_candidate)
+            return None, None, *_of_plain(plain, of_states, given, ctx)
         weights_t = (inputs, state_gates, state_candidate)
         grads = [torch.zeros_like(weight) for weight in weights_t]
         of_input, of_gates, of_candidate = _chunks(weights_t, bases)
@@ -205,17 +199,11 @@ class LSTMInPlace(torch.autograd.Function):
         if torch.is_grad_enabled():
             from .recurrences import LSTMWeights, plain_lstm_states
 
-            weights = LSTMWeights(inputs, bias, of_state, peepholes)
-            return (
-                None,
-                None,
-                *_of_plain(
-                    lambda: plain_lstm_states(x, bases[0], bases[1], weights, (start, start_memory)),
-                    of_outputs,
-                    (x, start, start_memory, *weights),
-                    ctx,
-                ),
-            )
+            def plain(x: Tensor, start: Tensor, start_memory: Tensor, *weights: Any) -> Any:
+                return plain_lstm_states(x, bases[0], bases[1], LSTMWeights(*weights), (start, start_memory))
+
+            given = (x, start, start_memory, inputs, bias, of_state, peepholes)
+            return None, None, *_of_plain(plain, of_outputs, given, ctx)
         states, last_memory, gates, memories = rest[:steps], rest[steps], rest[steps + 1], rest[steps + 2 :]
         memories = [start_memory, *memories, last_memory]
         d_weights = [torch.zeros_like(inputs), torch.zeros_like(of_state)]
@@ -273,7 +261,9 @@ class LSTMInPlace(torch.autograd.Function):
 
 def _of_plain(run: Any, of_outputs: Any, inputs: Any, ctx: Any) -> Iterator[Tensor | None]:
     """Gradients of what the plain recurrence gives, which can be differentiated again."""
-    states, last = run()
+    # Views: where one of them was made of another, that way to it is none of this function's.
+    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    states, last = run(*inputs)
     outputs = [*states, *last[1:]]
     pairs = [(out, g) for out, g in zip(outputs, of_outputs, strict=True) if g is not None]
     needed = [tensor for tensor, need in zip(inputs, ctx.needs_input_grad[2:], strict=True) if need]
