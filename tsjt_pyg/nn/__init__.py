@@ -1,9 +1,10 @@
 """Forecasters that fit any city: node prompts, the recurrent cells of PyG-Temporal, and a head."""
 
+from tsjt_pyg.nn.accelerate import accelerate
 from tsjt_pyg.nn.city_embedding import CityEmbedding
 from tsjt_pyg.nn.forecaster import Forecaster
 from tsjt_pyg.nn.graph_wavenet import GraphWaveNet
 from tsjt_pyg.nn.node_prompting import NodePrompting
 from tsjt_pyg.nn.transferable import check_transferable
 
-__all__ = ["CityEmbedding", "Forecaster", "GraphWaveNet", "NodePrompting", "check_transferable"]
+__all__ = ["CityEmbedding", "Forecaster", "GraphWaveNet", "NodePrompting", "accelerate", "check_transferable"]

@@ -26,7 +26,7 @@ from torch_geometric.nn.inits import glorot, zeros
 
 from .cells.agcrn import EmbeddedGraph, run_agcrn
 from .cells.chebyshev import run_gc_lstm, run_gconv_gru, run_gconv_lstm
-from .cells.diffusion import run_dcrnn
+from .cells.diffusion import run_batched_dcrnn, run_dcrnn
 from .cells.dygr_encoder import run_dygr_encoder
 from .cells.evolve_gcn import run_evolve_gcno
 from .cells.gcn import run_a3tgcn, run_tgcn
@@ -148,7 +148,7 @@ def hidden_states(
     if adapter.periods not in (None, x.size(1)):
         raise ValueError(f"cell reads windows of exactly {adapter.periods} steps (periods), x has {x.size(1)}")
     graph = embedded(adapter, road_graph(edge_index, edge_weight, x.size(2)), node_embedding)
-    states, _ = adapter.run(cell, x.permute(2, 1, 0, 3).contiguous(), graph, None)
+    states, _ = adapter.run(cell, x.permute(2, 1, 0, 3), graph, None)
     return [state.transpose(0, 1) for state in states]
 
 
@@ -237,8 +237,11 @@ _RUNS: dict[str, Run] = {
     "GConvLSTM": run_gconv_lstm,
     "GCLSTM": run_gc_lstm,
     "TGCN": run_tgcn,
+    "TGCN2": run_tgcn,
     "A3TGCN": run_a3tgcn,
+    "A3TGCN2": run_a3tgcn,
     "DCRNN": run_dcrnn,
+    "BatchedDCRNN": run_batched_dcrnn,
     "LRGCN": run_lrgcn,
     "DyGrEncoder": run_dygr_encoder,
     "AGCRN": run_agcrn,

@@ -16,7 +16,8 @@ class Propagation:
     """The linear operator of a weighted graph, built once and applied to any number of features.
 
     Nodes come first and everything else (steps, windows, channels) lies beside the features, so that one product with
-    a sparse matrix serves all of them.
+    a sparse matrix serves all of them. There is no dense form for small cities: at 207 nodes it took 5 times as long
+    with 7 edges a node, 2.6 times with 14, and it is the faster one only where about a quarter of all pairs are joined.
 
     Args:
         edge_index: ``[2, E]``, from ``edge_index[0]`` to ``edge_index[1]``; parallel edges add up.
@@ -46,13 +47,19 @@ class Propagation:
     def __call__(self, x: Tensor) -> Tensor:
         """``[N, ...] -> [N, ...]``."""
         flat = x.reshape(self.num_nodes, -1)
-        if self.matrices is not None and flat.dtype == self.weight.dtype:
+        if self.matrices is not None and flat.dtype == self.weight.dtype and not torch.compiler.is_compiling():
             out: Tensor = _SparseProduct.apply(flat, *self.matrices)
-        else:
+        else:  # the compiler knows no sparse matrices
             source, target = self.edge_index
             messages = flat[source] * self.weight.to(flat.dtype).unsqueeze(-1)
             out = torch.zeros_like(flat).index_add(0, target, messages)
         return out.view(x.shape)
+
+    def apply_(self, out: Tensor, x: Tensor, *, beta: float = 0.0, alpha: float = 1.0, transpose: bool = False) -> None:
+        """``out = beta * out + alpha * A x`` in the memory of ``out``, without a gradient; contiguous ``[N, ...]``."""
+        assert self.matrices is not None
+        flat = out.view(self.num_nodes, -1)
+        flat.addmm_(self.matrices[transpose], x.view(self.num_nodes, -1), beta=beta, alpha=alpha)
 
 
 class _SparseProduct(torch.autograd.Function):

@@ -7,14 +7,13 @@ only the state's share is left inside the loop over time. Nodes come first: inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Basis = Callable[[Tensor], list[Tensor]]
-"""``[N, ..., C]`` to ``M`` tensors of that shape, linear in its argument."""
+from .basis import Basis
+from .in_place import GRUInPlace, LSTMInPlace
 
 State = tuple[Tensor, ...]
 """What a cell hands from one step to the next, ``[N, B, F]`` each: the hidden state first."""
@@ -24,24 +23,22 @@ Steps = tuple[list[Tensor], State]
 
 
 class GRUWeights(NamedTuple):
-    """Update and reset gate side by side, and the candidate. A weight is ``[M * C, out]`` over a basis of ``M``."""
+    """Update gate, reset gate and candidate side by side. A weight is ``[M * C, out]`` over a basis of ``M``."""
 
-    input_gates: Tensor
-    input_candidate: Tensor
-    bias_gates: Tensor
-    bias_candidate: Tensor
+    inputs: Tensor
+    bias: Tensor
     state_gates: Tensor
     state_candidate: Tensor
 
 
 class LSTMWeights(NamedTuple):
-    """Input gate, forget gate, candidate and output gate side by side; ``peepholes`` from the memory to the three
-    gates."""
+    """Input gate, forget gate, candidate and output gate side by side; ``peepholes`` ``[3, F]`` from the memory to the
+    three gates."""
 
     inputs: Tensor
     bias: Tensor
     state: Tensor
-    peepholes: tuple[Tensor, Tensor, Tensor] | None
+    peepholes: Tensor | None
 
 
 def gru_states(
@@ -54,21 +51,14 @@ def gru_states(
         \tilde{\mathbf{H}} = \tanh(\ldots \mathbf{R} \odot \mathbf{H}), \quad
         \mathbf{H} \leftarrow \mathbf{Z} \odot \mathbf{H} + (1 - \mathbf{Z}) \odot \tilde{\mathbf{H}}
     """
-    basis = _steps_first(input_basis(x))
-    gate_inputs = project(basis, weights.input_gates, weights.bias_gates)
-    candidate_inputs = project(basis, weights.input_candidate, weights.bias_candidate)
+    x = x.transpose(0, 1)
     if start is None:
-        start = (gate_inputs.new_zeros(*gate_inputs.shape[1:-1], weights.input_candidate.size(-1)),)
-    (state,) = start
-    states = []
-    # unbind, not indexing: its backward is one stack instead of a tensor of zeros for each step.
-    for gate_input, candidate_input in zip(gate_inputs.unbind(0), candidate_inputs.unbind(0), strict=True):
-        gates = torch.sigmoid(_add_product(gate_input, state_basis(state), weights.state_gates))
-        update, reset = gates.chunk(2, dim=-1)
-        candidate = torch.tanh(_add_product(candidate_input, state_basis(state * reset), weights.state_candidate))
-        state = torch.lerp(candidate, state, update)
-        states.append(state)
-    return states, (state,)
+        start = (x.new_zeros(*x.shape[1:-1], weights.state_candidate.size(-1)),)
+    tensors = (x.contiguous(), start[0].contiguous(), *weights)
+    if _runs_in_place(tensors, input_basis, state_basis):
+        states = list(GRUInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors))
+        return states, (states[-1],)
+    return plain_gru_states(x, input_basis, state_basis, weights, start[0])
 
 
 def lstm_states(
@@ -82,14 +72,39 @@ def lstm_states(
 
     The output gate looks through its peephole at the new memory, the other two at the old one.
     """
-    inputs = project(_steps_first(input_basis(x)), weights.inputs, weights.bias)
+    x = x.transpose(0, 1)
     if start is None:
-        start = (inputs.new_zeros(*inputs.shape[1:-1], weights.inputs.size(-1) // 4),) * 2
-    state, memory = start
+        start = (x.new_zeros(*x.shape[1:-1], weights.inputs.size(-1) // 4),) * 2
+    tensors = (x.contiguous(), *(part.contiguous() for part in start), *weights)
+    if _runs_in_place(tensors, input_basis, state_basis):
+        *states, memory = LSTMInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors)
+        return states, (states[-1], memory)
+    return plain_lstm_states(x, input_basis, state_basis, weights, start)
+
+
+def plain_gru_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: GRUWeights, state: Tensor) -> Steps:
+    """:func:`gru_states` by operations that torch differentiates and compiles; x ``[T, N, B, C]``."""
+    size = state.size(-1)
+    inputs = _projected(input_basis, x, weights.inputs, weights.bias)
+    state = state.to(inputs.dtype)  # half precision under autocast
+    states = []
+    # unbind, not indexing: its backward is one stack instead of a tensor of zeros for each step.
+    for step in inputs.unbind(0):
+        gates = torch.sigmoid(_add_product(step[..., : 2 * size], state_basis(state), weights.state_gates))
+        update, reset = gates.chunk(2, dim=-1)
+        inner = _add_product(step[..., 2 * size :], state_basis(state * reset), weights.state_candidate)
+        state = torch.lerp(torch.tanh(inner), state, update)
+        states.append(state)
+    return states, (state,)
+
+
+def plain_lstm_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: LSTMWeights, start: State) -> Steps:
+    """:func:`lstm_states` by operations that torch differentiates and compiles; x ``[T, N, B, C]``."""
+    inputs = _projected(input_basis, x, weights.inputs, weights.bias)
+    state, memory = (part.to(inputs.dtype) for part in start)
     states = []
     for step in inputs.unbind(0):
-        parts = _add_product(step, state_basis(state), weights.state).chunk(4, dim=-1)
-        enter, forget, candidate, leave = parts
+        enter, forget, candidate, leave = _add_product(step, state_basis(state), weights.state).chunk(4, dim=-1)
         if weights.peepholes is not None:
             enter = enter + weights.peepholes[0] * memory
             forget = forget + weights.peepholes[1] * memory
@@ -101,9 +116,21 @@ def lstm_states(
     return states, (state, memory)
 
 
-def itself(features: Tensor) -> list[Tensor]:
-    """The basis of the features alone."""
-    return [features]
+def _runs_in_place(tensors: tuple[Tensor | None, ...], *bases: Basis) -> bool:
+    """On the CPU alone: other devices keep freed memory at hand, and the compiler has plans of its own."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    dtype = given[0].dtype
+    return (
+        all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in given)
+        and dtype in (torch.float32, torch.float64)
+        and all(basis.is_constant(dtype) for basis in bases)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _has_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def project(basis: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -111,9 +138,10 @@ def project(basis: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.nn.functional.linear(basis, weight.t(), bias)
 
 
-def _steps_first(basis: list[Tensor]) -> Tensor:
-    """Steps outermost, so that what one step adds to the gates lies in one piece: ``[T, N, B, M * C]``."""
-    return (torch.cat(basis, dim=-1) if len(basis) > 1 else basis[0]).transpose(0, 1).contiguous()
+def _projected(basis: Basis, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What the input adds to the gates, all steps in one product: ``[T, N, B, out]``, a step in one piece."""
+    terms = [term.transpose(0, 1) for term in basis(x.transpose(0, 1))]
+    return project((torch.cat(terms, dim=-1) if len(terms) > 1 else terms[0]).contiguous(), weight, bias)
 
 
 def _add_product(inputs: Tensor, basis: list[Tensor], weight: Tensor) -> Tensor:

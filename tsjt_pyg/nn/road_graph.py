@@ -34,6 +34,7 @@ class RoadGraph:
         """The weights in the given precision."""
         return None if self.edge_weight is None else self.edge_weight.to(dtype)
 
+    @torch.compiler.disable  # what is built once need not be compiled
     def operator(self, key: Hashable, build: Callable[[], T]) -> T:
         """What ``build()`` made of this road network when it was first asked for.
 

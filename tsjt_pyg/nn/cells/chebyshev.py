@@ -7,21 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..basis import Basis, Term, itself
 from ..propagation import Propagation
-from ..recurrences import Basis, GRUWeights, LSTMWeights, State, Steps, gru_states, itself, lstm_states
+from ..recurrences import GRUWeights, LSTMWeights, State, Steps, gru_states, lstm_states
 from ..road_graph import RoadGraph
 from .weights import biases
 
 
 def run_gconv_gru(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
     basis = _chebyshev_basis(cell.conv_x_z, x, graph)
+    input_convs = (cell.conv_x_z, cell.conv_x_r, cell.conv_x_h)
+    state_convs = (cell.conv_h_z, cell.conv_h_r, cell.conv_h_h)
     weights = GRUWeights(
-        input_gates=_chebyshev_weight(cell.conv_x_z, cell.conv_x_r),
-        input_candidate=_chebyshev_weight(cell.conv_x_h),
-        bias_gates=biases(cell.conv_x_z, cell.conv_x_r) + biases(cell.conv_h_z, cell.conv_h_r),
-        bias_candidate=biases(cell.conv_x_h) + biases(cell.conv_h_h),
-        state_gates=_chebyshev_weight(cell.conv_h_z, cell.conv_h_r),
-        state_candidate=_chebyshev_weight(cell.conv_h_h),
+        inputs=_chebyshev_weight(*input_convs),
+        bias=biases(*input_convs) + biases(*state_convs),
+        state_gates=_chebyshev_weight(*state_convs[:2]),
+        state_candidate=_chebyshev_weight(state_convs[2]),
     )
     return gru_states(x, basis, basis, weights, state)
 
@@ -35,7 +36,7 @@ def run_gconv_lstm(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) 
         inputs=_chebyshev_weight(*input_convs),
         bias=biases(*input_convs) + biases(*state_convs) + own_bias,
         state=_chebyshev_weight(*state_convs),
-        peepholes=(cell.w_c_i, cell.w_c_f, cell.w_c_o),
+        peepholes=torch.cat([cell.w_c_i, cell.w_c_f, cell.w_c_o]),
     )
     return lstm_states(x, basis, basis, weights, state)
 
@@ -65,14 +66,7 @@ def _chebyshev_basis(conv: Any, x: Tensor, graph: RoadGraph) -> Basis:
         return Propagation(index, norm, graph.num_nodes)
 
     laplacian = graph.operator(("laplacian", conv.normalization, x.dtype), build)
-
-    def basis(features: Tensor) -> list[Tensor]:
-        terms = [features, laplacian(features)]
-        for _ in range(2, order):
-            terms.append(2.0 * laplacian(terms[-1]) - terms[-2])
-        return terms
-
-    return basis
+    return Basis((Term(laplacian, 0), *(Term(laplacian, k - 1, k - 2) for k in range(2, order))))
 
 
 def _chebyshev_weight(*convs: Any) -> Tensor:

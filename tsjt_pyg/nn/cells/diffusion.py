@@ -1,4 +1,4 @@
-"""Diffusion cell: DCRNN."""
+"""Diffusion cells: DCRNN, BatchedDCRNN."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import scatter
 
+from ..basis import Basis, Term, itself
 from ..propagation import Propagation
-from ..recurrences import Basis, GRUWeights, State, Steps, gru_states, itself
+from ..recurrences import GRUWeights, State, Steps, gru_states
 from ..road_graph import RoadGraph
 from .weights import biases
 
 
 def run_dcrnn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
-    basis = _diffusion_basis(cell.K, x, graph)
+    return _diffusion_states(cell, x, _diffusion_basis(cell.K, x, graph, merge=True), state)
+
+
+def run_batched_dcrnn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
+    """The numbers of DCRNN, but for parallel edges and those of weight zero, which this cell can run with.
+
+    It compares the road network of a call with that of the call before by value, alone and without the number of
+    nodes: after an in-place change of ``edge_weight`` it uses the old one. Not reproduced.
+    """
+    return _diffusion_states(cell, x, _diffusion_basis(cell.K, x, graph, merge=False), state)
+
+
+def _diffusion_states(cell: Any, x: Tensor, basis: Basis, state: State | None) -> Steps:
     channels = x.size(-1)
     gates = [_diffusion_weight(conv) for conv in (cell.conv_x_z, cell.conv_x_r, cell.conv_x_h)]
-    of_input = [weight[:, :channels].flatten(0, 1) for weight in gates]
     of_state = [weight[:, channels:].flatten(0, 1) for weight in gates]
     weights = GRUWeights(
-        input_gates=torch.cat(of_input[:2], dim=1),
-        input_candidate=of_input[2],
-        bias_gates=biases(cell.conv_x_z, cell.conv_x_r),
-        bias_candidate=biases(cell.conv_x_h),
+        inputs=torch.cat([weight[:, :channels].flatten(0, 1) for weight in gates], dim=1),
+        bias=biases(cell.conv_x_z, cell.conv_x_r, cell.conv_x_h),
         state_gates=torch.cat(of_state[:2], dim=1),
         state_candidate=of_state[2],
     )
@@ -37,25 +47,18 @@ def _diffusion_weight(conv: Any) -> Tensor:
     return torch.cat([(outward[:1] + inward[:1]), torch.stack([outward[1:], inward[1:]], dim=1).flatten(0, 1)], dim=0)
 
 
-def _diffusion_basis(order: int, x: Tensor, graph: RoadGraph) -> Basis:
+def _diffusion_basis(order: int, x: Tensor, graph: RoadGraph, merge: bool) -> Basis:
     if order == 1:
         return itself
-    outward, inward = graph.operator(("random walks", x.dtype), lambda: _random_walks(graph, x))
-
-    def basis(features: Tensor) -> list[Tensor]:
-        there, back = outward(features), inward(features)
-        terms = [features, there, back]
-        for _ in range(2, order):
-            # PyG-Temporal subtracts the features themselves at every order, not the term before the last.
-            there = 2.0 * outward(there) - features
-            back = 2.0 * inward(back) - features
-            terms += [there, back]
-        return terms
-
-    return basis
+    outward, inward = graph.operator(("random walks", merge, x.dtype), lambda: _random_walks(graph, x, merge))
+    terms = [Term(outward, 0), Term(inward, 0)]
+    for k in range(2, order):
+        # PyG-Temporal subtracts the features themselves at every order, not the term before the last.
+        terms += [Term(outward, 2 * k - 3, 0), Term(inward, 2 * k - 2, 0)]
+    return Basis(tuple(terms))
 
 
-def _random_walks(graph: RoadGraph, x: Tensor) -> tuple[Propagation, Propagation]:
+def _random_walks(graph: RoadGraph, x: Tensor, merge: bool) -> tuple[Propagation, Propagation]:
     """The random walks along and against the edges as PyG-Temporal's DConv has them.
 
     Its numbers are kept, oddities included: a weight counts only in the degrees, and the e-th reversed edge in the
@@ -66,15 +69,22 @@ def _random_walks(graph: RoadGraph, x: Tensor) -> tuple[Propagation, Propagation
     Where DConv fails there is nothing to keep. It cannot run with parallel or zero-weight edges: they are added up
     and dropped. It gives inf and NaN where a node with an out-edge has no in-edge: exactly those nodes get a self-loop
     of weight 1. In both cases the edges are then sorted by row.
+
+    BatchedDConv (``merge=False``) does run with parallel and zero-weight edges: each is walked on its own. It gives inf
+    where all edges out of a node weigh nothing: those are dropped.
     """
     nodes, edge_index, weight = graph.num_nodes, graph.edge_index, graph.weight(x.dtype)
     if weight is None:
         weight = x.new_ones(edge_index.size(1))
-    key, position = torch.unique(edge_index[0] * nodes + edge_index[1], return_inverse=True)
-    summed = scatter(weight, position, dim_size=key.numel(), reduce="sum")
-    if key.numel() < weight.numel() or bool((summed == 0).any()):
-        key, weight = key[summed != 0], summed[summed != 0]
-        edge_index = torch.stack([key // nodes, key % nodes])
+    if merge:
+        key, position = torch.unique(edge_index[0] * nodes + edge_index[1], return_inverse=True)
+        summed = scatter(weight, position, dim_size=key.numel(), reduce="sum")
+        if key.numel() < weight.numel() or bool((summed == 0).any()):
+            key, weight = key[summed != 0], summed[summed != 0]
+            edge_index = torch.stack([key // nodes, key % nodes])
+    else:
+        leading = _degree(weight, edge_index[0], nodes)[edge_index[0]] != 0
+        edge_index, weight = edge_index[:, leading], weight[leading]
     sources_only = (_degree(weight, edge_index[1], nodes) == 0) & (_degree(weight, edge_index[0], nodes) != 0)
     if bool(sources_only.any()):
         loops = sources_only.nonzero().flatten()

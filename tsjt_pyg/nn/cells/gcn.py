@@ -1,4 +1,7 @@
-"""Cells of plain graph convolutions: TGCN, A3TGCN."""
+"""Cells of plain graph convolutions: TGCN, A3TGCN, and their batched forms.
+
+TGCN2 and A3TGCN2 compute what TGCN and A3TGCN do, for batches; the ``batch_size`` they are built with is never used.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from ..basis import Basis, Term, itself
 from ..propagation import Propagation
-from ..recurrences import GRUWeights, State, Steps, gru_states, itself, project
+from ..recurrences import GRUWeights, State, Steps, gru_states, project
 from ..road_graph import RoadGraph
 
 
 def run_tgcn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
-    return gru_states(_gcn_propagated(cell, x, graph), itself, itself, _tgcn_weights(cell), state)
+    # The road network comes before the layers' weights here, where there are few channels.
+    basis = Basis((Term(_gcn_propagation(cell, x, graph), 0),), first=1)
+    return gru_states(x, basis, itself, _tgcn_weights(cell), state)
 
 
 def run_a3tgcn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> Steps:
@@ -22,17 +28,16 @@ def run_a3tgcn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> S
     # H = (1 - Z) * candidate.
     tgcn = cell._base_tgcn
     weights, channels = _tgcn_weights(tgcn), cell.out_channels
-    x = _gcn_propagated(tgcn, x, graph)
-    update = project(x, weights.input_gates[:, :channels], weights.bias_gates[:channels])
-    candidate = project(x, weights.input_candidate, weights.bias_candidate)
+    x = _gcn_propagation(tgcn, x, graph)(x)
+    update = project(x, weights.inputs[:, :channels], weights.bias[:channels])
+    candidate = project(x, weights.inputs[:, 2 * channels :], weights.bias[2 * channels :])
     states = torch.sigmoid(-update) * torch.tanh(candidate)
     attention = torch.softmax(cell._attention, dim=0)
     out = torch.einsum("ntbf,t->nbf", states, attention)
     return [out], (out,)
 
 
-def _gcn_propagated(cell: Any, x: Tensor, graph: RoadGraph) -> Tensor:
-    """The road network applied to the input: it comes before the layers' weights here, where there are few channels."""
+def _gcn_propagation(cell: Any, x: Tensor, graph: RoadGraph) -> Propagation:
     conv = cell.conv_z
 
     def build() -> Propagation:
@@ -47,7 +52,7 @@ def _gcn_propagated(cell: Any, x: Tensor, graph: RoadGraph) -> Tensor:
         )
         return Propagation(index, weight, graph.num_nodes)
 
-    return graph.operator(("gcn", conv.improved, conv.add_self_loops, conv.flow, x.dtype), build)(x)
+    return graph.operator(("gcn", conv.improved, conv.add_self_loops, conv.flow, x.dtype), build)
 
 
 def _tgcn_weights(cell: Any) -> GRUWeights:
@@ -60,10 +65,8 @@ def _tgcn_weights(cell: Any) -> GRUWeights:
         biases.append(of_input @ conv.bias + linear.bias)
         states.append(of_state.t())
     return GRUWeights(
-        input_gates=torch.cat(inputs[:2], dim=1),
-        input_candidate=inputs[2],
-        bias_gates=torch.cat(biases[:2]),
-        bias_candidate=biases[2],
+        inputs=torch.cat(inputs, dim=1),
+        bias=torch.cat(biases),
         state_gates=torch.cat(states[:2], dim=1),
         state_candidate=states[2],
     )

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..basis import Basis, Term
 from ..propagation import Propagation
-from ..recurrences import Basis, LSTMWeights, State, Steps, lstm_states
+from ..recurrences import LSTMWeights, State, Steps, lstm_states
 from ..road_graph import RoadGraph
 from .weights import biases
 
@@ -51,11 +52,7 @@ def _relational_basis(num_relations: int, x: Tensor, graph: RoadGraph) -> Basis:
         return means
 
     means = graph.operator(("relations", num_relations, x.dtype), build)
-
-    def basis(features: Tensor) -> list[Tensor]:
-        return [features, *(mean(features) for mean in means)]
-
-    return basis
+    return Basis(tuple(Term(mean, 0) for mean in means))
 
 
 def _relational_weight(*convs: Any) -> Tensor:
