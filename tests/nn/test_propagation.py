@@ -32,3 +32,14 @@ def test_takes_non_contiguous_input_and_keeps_its_dtype():
     x = torch.randn(3, 4, dtype=torch.float64).t()
     torch.testing.assert_close(Propagation(EDGES, WEIGHT, 4)(x), DENSE @ x)
     assert Propagation(EDGES, WEIGHT, 4)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_memory_at_hand_is_overwritten_whatever_it_held(transpose):
+    """Fresh memory may hold NaN, which times zero is NaN."""
+    index, weight = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.tensor([1.0, 2.0, 3.0])
+    propagation = Propagation(index, weight, 4)  # a node without edges too
+    x, out = torch.randn(4, 5), torch.full((4, 5), torch.nan)
+    propagation.apply_(out, x, transpose=transpose)
+    matrix = torch.zeros(4, 4).index_put((index[1], index[0]), weight)
+    torch.testing.assert_close(out, (matrix.t() if transpose else matrix) @ x)
