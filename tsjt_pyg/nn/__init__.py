@@ -2,6 +2,7 @@
 
 from tsjt_pyg.nn.forecaster import Forecaster
 from tsjt_pyg.nn.node_prompting import NodePrompting
+from tsjt_pyg.nn.published_prompting import PublishedNodePrompting
 from tsjt_pyg.nn.transferable import check_transferable
 
-__all__ = ["Forecaster", "NodePrompting", "check_transferable"]
+__all__ = ["Forecaster", "NodePrompting", "PublishedNodePrompting", "check_transferable"]

@@ -10,6 +10,7 @@ from torch.nn import Linear, Module, ReLU, Sequential
 
 from tsjt_pyg.nn.adapters import adapt, final_state, reset_cell
 from tsjt_pyg.nn.node_prompting import NodePrompting
+from tsjt_pyg.nn.published_prompting import PublishedNodePrompting
 from tsjt_pyg.nn.transferable import refuse_bound_layers
 
 
@@ -60,7 +61,7 @@ class Forecaster(Module):
         horizon: int,
         in_channels: int = 1,
         out_channels: int = 1,
-        prompting: NodePrompting | None = None,
+        prompting: NodePrompting | PublishedNodePrompting | None = None,
         *,
         center: bool = True,
         time_of_day: bool = True,

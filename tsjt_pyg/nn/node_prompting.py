@@ -200,17 +200,7 @@ class NodePrompting(MessagePassing):
         mean = mean.view(*windows.shape[:2], self.prompt_channels)
         if self.load_balance and torch.is_grad_enabled():
             self._balance = load_balance(usage.sum(dim=0))
-        if self.prompt_graph == "road":
-            edges = road_weight(mean, edge_index, weight).to(prompts.dtype)
-            if self.explain:  # an explainer looks at the messages themselves
-                others = self.propagate(edge_index, x=prompts, weight=edges[..., None, None])
-            else:
-                others = road_mean(prompts, edge_index, edges)
-            prompts = prompts + others
-        elif self.prompt_graph == "topk":
-            prompts = prompts + most_similar_mean(prompts, mean, self.k, self.block_size, batch)
-        elif self.prompt_graph == "factorised":
-            prompts = prompts + factorised_mean(prompts, mean, batch, batch_size)
+        prompts = self._mix(prompts, mean, edge_index, weight, batch, batch_size)
         return prompts.transpose(1, 2).reshape(*x.shape[:-1], self.prompt_channels)
 
     def slot_share(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
@@ -304,10 +294,37 @@ class NodePrompting(MessagePassing):
         scores = self._scores(x, neighbours)
         prompts = slot_shares(scores, self.top_k) @ self.values
         usage = slot_usage(scores, self.top_k) if self.load_balance else scores.new_zeros(2, 0)
-        return prompts, prompts.mean(dim=1), usage.unsqueeze(0)
+        mean = prompts.mean(dim=1, dtype=torch.promote_types(prompts.dtype, torch.float32))
+        return prompts, mean, usage.unsqueeze(0)
 
     def _scores(self, x: Tensor, neighbours: Tensor) -> Tensor:
         return slot_scores(self._encode(x, neighbours), self.keys)
+
+    def _mix(
+        self,
+        prompts: Tensor,
+        mean: Tensor,
+        edge_index: Tensor,
+        edge_weight: Tensor,
+        batch: Tensor | None,
+        batch_size: int | None,
+    ) -> Tensor:
+        """Prompts ``[B, N, T, P]`` with those of the prompt graph's neighbours added."""
+        if self.prompt_graph is None:
+            return prompts
+        with torch.autocast(prompts.device.type, enabled=False):  # sums over a large city leave float16's range
+            own = prompts.to(mean.dtype)
+            if self.prompt_graph == "topk":
+                others = most_similar_mean(own, mean, self.k, self.block_size, batch)
+            elif self.prompt_graph == "factorised":
+                others = factorised_mean(own, mean, batch, batch_size)
+            else:
+                weight = road_weight(mean, edge_index, edge_weight)
+                if self.explain:  # an explainer looks at the messages themselves
+                    others = self.propagate(edge_index, x=own, weight=weight[..., None, None])
+                else:
+                    others = road_mean(own, edge_index, weight)
+            return others.add_(own).to(prompts.dtype)
 
     def _encode(self, x: Tensor, neighbours: Tensor) -> Tensor:
         """``[R, T, F] -> [R, T, D]``."""
