@@ -162,7 +162,7 @@ class NodePrompting(MessagePassing):
 
     def forward(
         self,
-        x: Tensor | tuple[Tensor, Tensor],
+        x: Tensor,
         edge_index: Tensor,
         edge_weight: Tensor | None = None,
         batch: Tensor | None = None,
@@ -171,8 +171,8 @@ class NodePrompting(MessagePassing):
         """Appends the prompts to the input.
 
         Args:
-            x: Node features. A pair of twice the same tensor, as :func:`torch_geometric.nn.to_hetero` passes it where
-                an edge type joins nodes of one type, counts as that tensor.
+            x: Node features, of one node type: under :class:`torch_geometric.nn.HeteroConv` and
+                :func:`torch_geometric.nn.to_hetero`, every edge type among its nodes has prompts of its own.
             edge_index: Edges, from and to.
             edge_weight: Their weights. (default: all the same)
             batch: The graph of each node, as in :class:`torch_geometric.data.Batch`: the prompt graph then joins nodes
@@ -180,11 +180,11 @@ class NodePrompting(MessagePassing):
             batch_size: Number of graphs. (default: looked up in ``batch``, which an accelerator waits for)
         """
         prompts = self.prompts(x, edge_index, edge_weight, batch, batch_size)
-        return torch.cat([x[0] if isinstance(x, tuple) else x, prompts], dim=-1)
+        return torch.cat([x, prompts], dim=-1)
 
     def prompts(
         self,
-        x: Tensor | tuple[Tensor, Tensor],
+        x: Tensor,
         edge_index: Tensor,
         edge_weight: Tensor | None = None,
         batch: Tensor | None = None,
@@ -192,7 +192,6 @@ class NodePrompting(MessagePassing):
     ) -> Tensor:
         r"""The prompts :math:`\mathbf{P}^{\prime}` alone, :math:`(\ldots, N, P)`; arguments as those of
         :meth:`forward`."""
-        x = self._one_type(x)
         windows, weight = self._windows(x, edge_index, edge_weight, batch)
         neighbours = self._neighbours(windows, edge_index, weight)
         prompts, mean, usage = self._by_rows(self._draw, windows, neighbours)
@@ -205,7 +204,6 @@ class NodePrompting(MessagePassing):
 
     def slot_share(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         r"""How much each slot of the bank contributes to a node's prompt, :math:`(\ldots, N, S)`: sums to one."""
-        x = self._one_type(x)
         windows, weight = self._windows(x, edge_index, edge_weight, None)
         neighbours = self._neighbours(windows, edge_index, weight)
         (share,) = self._by_rows(lambda *rows: (slot_shares(self._scores(*rows), self.top_k),), windows, neighbours)
@@ -239,20 +237,15 @@ class NodePrompting(MessagePassing):
         """Without the last load-balance loss: copies of a module have no part in its graph."""
         return {**self.__dict__, "_balance": None}
 
-    def _one_type(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        if not isinstance(x, tuple):
-            return x
-        if x[0] is not x[1]:
-            raise ValueError(
-                "x must be features of one node type, found a pair of two: prompts come from edges among nodes of one "
-                "type; leave out the edge types between two"
-            )
-        return x[0]
-
     def _windows(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None, batch: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Input ``[B, N, T, F]`` and weights ``[E]``, checked."""
+        if isinstance(x, tuple):  # what PyG passes for an edge type between two node types
+            raise ValueError(
+                "x must be the features of one node type, found a pair: prompts come from edges among nodes of one "
+                "type; leave out the edge types between two"
+            )
         if x.dim() not in (2, 3, 4) or x.size(-1) != self.in_channels:
             raise ValueError(
                 f"x must be [N, {self.in_channels}], [T, N, {self.in_channels}] or [B, T, N, {self.in_channels}], "
