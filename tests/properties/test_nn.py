@@ -1,7 +1,7 @@
 """What holds for every city: no node, window or missing reading has a place of its own."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tsjt_pyg._compat import import_temporal
@@ -66,6 +66,7 @@ def renumbered(edge_index, weight, new):
 @some
 @given(cities(), st.sampled_from(PROMPT_GRAPHS), st.sampled_from([None, 1, 2]), st.integers(0, 99))
 def test_prompting_does_not_depend_on_the_numbering_of_nodes(city, prompt_graph, top_k, seed):
+    assume(not (prompt_graph == "topk" and top_k == 1))  # nodes of one slot are equally similar: any of them is right
     nodes, edge_index, weight = city
     model = prompting(prompt_graph, seed, block_size=3, top_k=top_k)
     x, _ = readings(nodes, seed)

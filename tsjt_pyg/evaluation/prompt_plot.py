@@ -96,8 +96,8 @@ def plot_shared_prompts(
             )
     leading = [share.argmax(dim=1).numpy() for share in shares]
     # Evenly by city, however many nodes it has.
-    use = sum(np.bincount(lead, minlength=shares[0].size(1)) / len(lead) for lead in leading)
-    order = [int(slot) for slot in np.argsort(-np.asarray(use), kind="stable") if use[slot] > 0]
+    use = np.stack([np.bincount(lead, minlength=shares[0].size(1)) / len(lead) for lead in leading]).sum(axis=0)
+    order = [int(slot) for slot in np.argsort(-use, kind="stable") if use[slot] > 0]
     colour = {slot: _COLOURS[i] if i < len(_COLOURS) else _OTHER for i, slot in enumerate(order)}
 
     figure = Figure(figsize=(5.4 * len(cities), 5.9), layout="constrained")
@@ -105,12 +105,12 @@ def plot_shared_prompts(
     panels = figure.subplots(1, len(cities), squeeze=False)[0]
     for axes, city, share, lead in zip(panels, cities, shares, leading, strict=True):
         assert city.pos is not None
-        pos = city.pos.cpu().numpy()
+        pos = _side_by_side(city.pos.cpu().numpy())
         index = city.edge_index.cpu().numpy()
         lines = np.stack([pos[index[0]], pos[index[1]]], axis=1)[..., ::-1]
         axes.add_collection(LineCollection(list(lines), colors="0.82", linewidths=0.8, zorder=1))
         strength = share.max(dim=1).values.numpy()
-        size = float(np.clip(9000 / city.num_nodes, 8, 90)) * (0.35 + 0.65 * strength / strength.max())
+        size = float(np.clip(7000 / city.num_nodes, 8, 70)) * (0.35 + 0.65 * strength / strength.max())
         colours = [colour[int(slot)] for slot in lead]
         axes.scatter(pos[:, 1], pos[:, 0], s=size, c=colours, edgecolors="0.2", linewidths=0.4, zorder=2)
         axes.set_aspect(1 / max(np.cos(np.radians(pos[:, 0].mean())), 0.05))
@@ -127,6 +127,18 @@ def plot_shared_prompts(
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=140, format=path.suffix.lstrip(".") or "png")
     return path
+
+
+def _side_by_side(pos: np.ndarray) -> np.ndarray:
+    """Nodes of one place, such as the two directions of a road, on a small circle around it."""
+    places, member, size = np.unique(pos, axis=0, return_inverse=True, return_counts=True)
+    rank = np.zeros(len(pos))
+    for place in np.flatnonzero(size > 1):
+        rank[member == place] = np.arange(size[place])
+    angle = 2 * np.pi * rank / size[member]
+    extent = np.ptp(places, axis=0).max()
+    offset = np.where(size[member] > 1, 0.011 * extent, 0)[:, None]
+    return pos + offset * np.stack([np.sin(angle), np.cos(angle)], axis=1)
 
 
 def _dot(colour: str, label: str) -> Line2D:

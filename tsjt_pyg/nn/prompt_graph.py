@@ -60,8 +60,9 @@ def most_similar_mean(prompts: Tensor, mean: Tensor, k: int, block_size: int, ba
     similarity = (mean[:, :, None] * mean.flatten(0, 1)[rows]).sum(dim=-1) / math.sqrt(mean.size(-1))
     if batch is None:
         weight = torch.softmax(similarity, dim=-1)
-    else:  # a graph of k nodes or fewer has not k others
-        inside = batch[chosen] == batch[:, None]
+    else:  # a graph of k nodes or fewer has not k others: the rest are any nodes, the node itself among them
+        others = chosen != torch.arange(nodes, device=mean.device)[:, None]
+        inside = others & (batch[chosen] == batch[:, None])
         weight = torch.softmax(similarity.masked_fill(~inside, torch.finfo(similarity.dtype).min), dim=-1) * inside
     return _bag_sums(prompts.flatten(0, 1).flatten(1), rows.flatten(0, 1), weight.flatten(0, 1)).view(prompts.shape)
 
