@@ -131,14 +131,14 @@ def plot_shared_prompts(
 
 def _side_by_side(pos: np.ndarray) -> np.ndarray:
     """Nodes of one place, such as the two directions of a road, on a small circle around it."""
-    places, member, size = np.unique(pos, axis=0, return_inverse=True, return_counts=True)
-    rank = np.zeros(len(pos))
+    extent = max(float(np.ptp(pos, axis=0).max()), 1e-9)
+    _, member, size = np.unique(np.round(pos / (0.01 * extent)), axis=0, return_inverse=True, return_counts=True)
+    moved = pos.copy()
     for place in np.flatnonzero(size > 1):
-        rank[member == place] = np.arange(size[place])
-    angle = 2 * np.pi * rank / size[member]
-    extent = np.ptp(places, axis=0).max()
-    offset = np.where(size[member] > 1, 0.011 * extent, 0)[:, None]
-    return pos + offset * np.stack([np.sin(angle), np.cos(angle)], axis=1)
+        here = np.flatnonzero(member == place)
+        angle = 2 * np.pi * np.arange(len(here)) / len(here)
+        moved[here] = pos[here].mean(axis=0) + 0.011 * extent * np.stack([np.sin(angle), np.cos(angle)], axis=1)
+    return moved
 
 
 def _dot(colour: str, label: str) -> Line2D:
