@@ -12,6 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from ..data.atomic import atomic_path
 
@@ -132,7 +135,10 @@ def plot_shared_prompts(
 def _side_by_side(pos: np.ndarray) -> np.ndarray:
     """Nodes of one place, such as the two directions of a road, on a small circle around it."""
     extent = max(float(np.ptp(pos, axis=0).max()), 1e-9)
-    _, member, size = np.unique(np.round(pos / (0.01 * extent)), axis=0, return_inverse=True, return_counts=True)
+    pairs = cKDTree(pos).query_pairs(0.006 * extent, output_type="ndarray")
+    joined = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(pos), len(pos)))
+    _, member = connected_components(joined, directed=False)
+    size = np.bincount(member)
     moved = pos.copy()
     for place in np.flatnonzero(size > 1):
         here = np.flatnonzero(member == place)
