@@ -49,11 +49,11 @@ def measure(form: str, channels: int, nodes: int, repeats: int) -> dict[str, flo
     gradient = torch.randn(1, STEPS, nodes, 1 + channels)
     taken = []
     gc.collect()
-    for _ in range(repeats + 2):  # two warm up
+    for _ in range(repeats + 1):  # the first one warms up
         begin = time.perf_counter()
         module(x, edges, weight).backward(gradient)
         taken.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(taken[2:]), "peak": float(status("VmHWM"))}
+    return {"seconds": statistics.median(taken[1:]), "peak": float(status("VmHWM"))}
 
 
 def in_a_process(form: str, channels: int, nodes: int, repeats: int, threads: int) -> dict[str, float]:
@@ -80,8 +80,8 @@ def prompt_section(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
     _, middle, large = sizes
     text = [
         f"One window of {STEPS} steps, one channel, {SLOTS} slots, {EDGES_A_NODE} random edges a node; forward and "
-        f"backward, medians of {arguments.repeats} after two warm-ups, of three processes in turn. Resident memory of "
-        "the whole process.",
+        f"backward, medians of {arguments.repeats} after a warm-up (a third of them in the largest city), each in a "
+        "process of its own. Resident memory of the whole process.",
         "",
         "| prompt graph | channels | nodes | seconds | s a node, times that of "
         f"{middle:,} nodes | peak resident memory (MiB) |",
@@ -91,13 +91,11 @@ def prompt_section(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
     for form in FORMS:
         for channels in CHANNELS:
             nodes = sizes[:2] if form == "topk" else sizes
-            runs: dict[int, list[dict[str, float]]] = {n: [] for n in nodes}
-            for _ in range(1 if arguments.quick else 3):  # in turn: a busy moment meets all sizes
-                for n in nodes:
-                    repeats = max(1, arguments.repeats // 3) if n == large else arguments.repeats
-                    runs[n].append(in_a_process(form, channels, n, repeats, arguments.threads))
-            seconds = {n: statistics.median(run["seconds"] for run in found) for n, found in runs.items()}
-            peak = {n: max(run["peak"] for run in found) for n, found in runs.items()}
+            seconds, peak = {}, {}
+            for n in nodes:
+                repeats = max(1, arguments.repeats // 3) if n == large else arguments.repeats
+                found = in_a_process(form, channels, n, repeats, arguments.threads)
+                seconds[n], peak[n] = found["seconds"], found["peak"]
             for n in nodes:
                 relative = seconds[n] / n / (seconds[middle] / middle)
                 text.append(
