@@ -1,8 +1,8 @@
+import copy
 import math
 
 import pytest
 import torch
-from torch_geometric.nn import MessagePassing
 
 from tsjt_pyg.nn import NodePrompting
 
@@ -188,21 +188,6 @@ def test_more_neighbours_than_nodes_means_all_others():
     torch.testing.assert_close(make("topk", k=100)(x, EDGES), make("topk", k=NODES - 1)(x, EDGES))
 
 
-def test_is_a_message_passing_that_explainers_can_read():
-    module, x = make("road"), torch.randn(4, NODES, 3, dtype=torch.float64)
-    assert isinstance(module, MessagePassing)
-    plain = module(x, EDGES, WEIGHT)
-    module.explain = True
-    module._edge_mask = torch.full((EDGES.size(1),), 1.0, dtype=torch.float64)
-    module._apply_sigmoid = False
-    module._loop_mask = torch.ones(EDGES.size(1), dtype=torch.bool)
-    torch.testing.assert_close(module(x, EDGES, WEIGHT), plain)
-    module._edge_mask = torch.zeros(EDGES.size(1), dtype=torch.float64)
-    masked = module(x, EDGES, WEIGHT)
-    module.explain = False
-    torch.testing.assert_close(masked, module(x, torch.zeros(2, 0, dtype=torch.long)))
-
-
 def test_reset_parameters_draws_the_bank_anew():
     module = make()
     before = {name: value.clone() for name, value in module.named_parameters()}
@@ -212,7 +197,125 @@ def test_reset_parameters_draws_the_bank_anew():
     assert changed == set(before) - {"norm.weight", "norm.bias"}
 
 
+def test_the_output_is_the_input_beside_its_prompts():
+    module, x = make(top_k=2), torch.randn(2, 4, NODES, 3, dtype=torch.float64)
+    assert torch.equal(module(x, EDGES, WEIGHT), torch.cat([x, module.prompts(x, EDGES, WEIGHT)], dim=-1))
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 3])
+def test_slot_share_is_what_the_prompts_are_mixed_by(top_k):
+    module, x = make(None, top_k=top_k), torch.randn(2, 4, NODES, 3, dtype=torch.float64)
+    share = module.slot_share(x, EDGES, WEIGHT)
+    assert share.shape == (2, 4, NODES, 4)
+    assert ((share > 0).sum(dim=-1) == (top_k or 4)).all()
+    torch.testing.assert_close(share.sum(dim=-1), torch.ones(2, 4, NODES, dtype=torch.float64))
+    torch.testing.assert_close(share @ module.values, module.prompts(x, EDGES, WEIGHT))
+    torch.testing.assert_close(
+        module.slot_share(x[1, 0], EDGES, WEIGHT), module.slot_share(x[1:, :1], EDGES, WEIGHT)[0, 0]
+    )
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_load_balance_loss_counts_choices_and_adds_probabilities(top_k):
+    module, x = make(top_k=top_k, load_balance=True), torch.randn(2, 3, NODES, 3, dtype=torch.float64)
+    module(x, EDGES, WEIGHT)
+    loss = module.load_balance_loss()
+    every = make(None)  # the same parameters, all slots
+    probability = every.slot_share(x, EDGES, WEIGHT).reshape(-1, 4)
+    times = [0] * 4
+    for row in probability.tolist():
+        for slot in sorted(range(4), key=row.__getitem__)[-(top_k or 1) :]:
+            times[slot] += 1
+    expected = 4 * sum(times[s] / sum(times) * float(probability[:, s].detach().mean()) for s in range(4))
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)  # counted in float32 or wider
+    loss.backward()
+    assert module.keys.grad.abs().sum() > 0
+    assert module.values.grad is None
+
+
+def test_load_balance_loss_spreads_nodes_over_slots():
+    torch.manual_seed(1)
+    module = NodePrompting(1, 4, 8, top_k=1, load_balance=True)
+    with torch.no_grad():
+        module.keys.mul_(0.1)
+        module.keys[0] += 1.0
+        module.norm.bias += 2.0  # all nodes choose the first slot
+    x, edges = torch.randn(12, 40, 1), torch.stack([torch.arange(40), torch.arange(1, 41) % 40])
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    used, losses = [], []
+    for _ in range(150):
+        used.append(module.slot_share(x, edges).argmax(dim=-1).unique().numel())
+        module(x, edges)
+        loss = module.load_balance_loss()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert used[0] == 1
+    assert losses[0] > 2
+    assert used[-1] >= 6
+    assert losses[-1] < 1.1
+
+
+def test_load_balance_loss_is_handed_out_once_and_holds_no_copy_back():
+    module, x = make(load_balance=True), torch.randn(4, NODES, 3, dtype=torch.float64)
+    with torch.no_grad():
+        module(x, EDGES, WEIGHT)
+    with pytest.raises(RuntimeError, match="last forward pass with a gradient, and there was none"):
+        module.load_balance_loss()
+    module(x, EDGES, WEIGHT)
+    twin = copy.deepcopy(module)  # a tensor with a graph cannot be copied
+    assert module.load_balance_loss() >= 1 - 1e-6
+    for empty in (module, twin):
+        with pytest.raises(RuntimeError, match="there was none since it was last asked for"):
+            empty.load_balance_loss()
+    with pytest.raises(
+        RuntimeError, match=r"needs NodePrompting\(\.\.\., load_balance=True\), found load_balance=False"
+    ):
+        make().load_balance_loss()
+
+
+@pytest.mark.parametrize("prompt_graph", GRAPHS)
+def test_a_large_city_is_encoded_in_pieces_with_the_same_result_and_gradient(prompt_graph, monkeypatch):
+    found = []
+    for rows in (5, 4096):
+        monkeypatch.setattr("tsjt_pyg.nn.node_prompting._CPU_ROWS", rows)
+        torch.manual_seed(2)
+        x = torch.randn(2, 4, NODES, 3, dtype=torch.float64, requires_grad=True)
+        module = make(prompt_graph, top_k=3, load_balance=True)
+        out = module(x, EDGES, WEIGHT)
+        balance = module.load_balance_loss()
+        (out.pow(3).sum() + balance).backward()
+        share = module.slot_share(x, EDGES, WEIGHT)
+        with torch.no_grad():
+            torch.testing.assert_close(module(x, EDGES, WEIGHT), out)
+        found.append([out, balance, share, x.grad, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_what_is_kept_for_the_backward_pass_of_a_large_city_is_not_its_activations(monkeypatch):
+    def kept(rows):
+        monkeypatch.setattr("tsjt_pyg.nn.node_prompting._CPU_ROWS", rows)
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            module(x, edges)
+        return total
+
+    module, x = NodePrompting(1, 8, 16), torch.randn(12, 500, 1)
+    edges = torch.randint(0, 500, (2, 2500))
+    assert kept(100) < kept(4096) / 3
+
+
 def test_repr():
+    assert repr(NodePrompting(1, 8, 20, top_k=3)) == (
+        "NodePrompting(1, 8, num_prompts=20, hidden_channels=8, heads=1, prompt_graph='road', top_k=3)"
+    )
     assert repr(NodePrompting(1, 16, 20, heads=4, prompt_graph="topk")) == (
         "NodePrompting(1, 16, num_prompts=20, hidden_channels=16, heads=4, prompt_graph='topk')"
     )
@@ -231,6 +334,8 @@ def test_hidden_channels_default_fits_the_heads():
         ({"heads": 0}, "heads must be a positive integer, found 0"),
         ({"hidden_channels": 6, "heads": 4}, "hidden_channels must be even and a multiple of heads=4, found 6"),
         ({"hidden_channels": 5}, "hidden_channels must be even"),
+        ({"top_k": 4}, "top_k must be from 1 to num_prompts=3, or None for all, found 4"),
+        ({"top_k": 0}, "top_k must be from 1 to num_prompts=3, or None for all, found 0"),
         ({"prompt_graph": "dense"}, "prompt_graph must be one of .*'road', 'topk', 'factorised'.*found 'dense'"),
     ],
 )
@@ -243,3 +348,17 @@ def test_wrong_arguments(arguments, message):
 def test_wrong_input(shape):
     with pytest.raises(ValueError, match=r"x must be \[N, 3\], \[T, N, 3\] or \[B, T, N, 3\], found"):
         make()(torch.zeros(shape, dtype=torch.float64), EDGES)
+
+
+def test_a_pair_of_node_types():
+    x = torch.zeros(NODES, 3, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"x must be the features of one node type, found a pair: .*leave out the edge"
+    ):
+        make()((x, x[:2]), EDGES)
+
+
+@pytest.mark.parametrize("shape", [(NODES - 1,), (1, NODES)])
+def test_wrong_batch(shape):
+    with pytest.raises(ValueError, match=r"batch must be \[6\], the graph of each node of x, found"):
+        make()(torch.zeros(NODES, 3, dtype=torch.float64), EDGES, batch=torch.zeros(shape, dtype=torch.long))

@@ -1,7 +1,7 @@
 """What holds for every city: no node, window or missing reading has a place of its own."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tsjt_pyg._compat import import_temporal
@@ -45,6 +45,11 @@ def forecaster(cell, prompt_graph, seed=0, **kwargs):
     return model
 
 
+def prompting(prompt_graph, seed, **kwargs):
+    torch.manual_seed(seed)
+    return NodePrompting(2, 4, 3, prompt_graph=prompt_graph, k=2, **kwargs).double()
+
+
 def readings(nodes, seed, windows=2):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(windows, HISTORY, nodes, 2, dtype=torch.float64, generator=generator)
@@ -59,15 +64,46 @@ def renumbered(edge_index, weight, new):
 
 
 @some
-@given(cities(), st.sampled_from(PROMPT_GRAPHS), st.integers(0, 99))
-def test_prompting_does_not_depend_on_the_numbering_of_nodes(city, prompt_graph, seed):
+@given(cities(), st.sampled_from(PROMPT_GRAPHS), st.sampled_from([None, 1, 2]), st.integers(0, 99))
+def test_prompting_does_not_depend_on_the_numbering_of_nodes(city, prompt_graph, top_k, seed):
+    assume(not (prompt_graph == "topk" and top_k == 1))  # nodes of one slot are equally similar: any of them is right
     nodes, edge_index, weight = city
-    torch.manual_seed(seed)
-    model = NodePrompting(2, 4, 3, prompt_graph=prompt_graph, k=2, block_size=3).double()
+    model = prompting(prompt_graph, seed, block_size=3, top_k=top_k)
     x, _ = readings(nodes, seed)
     order = torch.randperm(nodes)
     out = model(x[:, :, order], *renumbered(edge_index, weight, order.argsort()))
     torch.testing.assert_close(out, model(x, edge_index, weight)[:, :, order], rtol=1e-9, atol=1e-9)
+
+
+@some
+@given(cities(), st.sampled_from(PROMPT_GRAPHS), st.sampled_from([None, 1, 2]), st.integers(0, 99))
+def test_prompts_of_a_window_are_those_it_has_alone(city, prompt_graph, top_k, seed):
+    nodes, edge_index, weight = city
+    model = prompting(prompt_graph, seed, top_k=top_k)
+    x, _ = readings(nodes, seed, windows=3)
+    alone = torch.cat([model(window, edge_index, weight) for window in x.split(1)])
+    torch.testing.assert_close(model(x, edge_index, weight), alone, rtol=1e-9, atol=1e-9)
+
+
+@some
+@given(cities(), cities(), st.sampled_from(PROMPT_GRAPHS), st.integers(1, 9), st.integers(0, 99))
+def test_prompts_of_two_cities_in_one_graph_are_those_each_has_alone(one, other, prompt_graph, block_size, seed):
+    model = prompting(prompt_graph, seed, block_size=block_size)
+    x = [readings(nodes, seed + i)[0] for i, (nodes, _, _) in enumerate((one, other))]
+    edges, weight = torch.cat([one[1], other[1] + one[0]], dim=1), torch.cat([one[2], other[2]])
+    batch = torch.tensor([0] * one[0] + [1] * other[0])
+    alone = [prompting(prompt_graph, seed)(x[i], *city[1:]) for i, city in enumerate((one, other))]
+    together = model(torch.cat(x, dim=2), edges, weight, batch)
+    torch.testing.assert_close(together, torch.cat(alone, dim=2), rtol=1e-9, atol=1e-9)
+
+
+@some
+@given(cities(), st.integers(1, 9), st.integers(0, 99))
+def test_prompts_do_not_depend_on_the_size_of_blocks(city, block_size, seed):
+    nodes, edge_index, weight = city
+    x, _ = readings(nodes, seed)
+    out, whole = (prompting("topk", seed, block_size=size)(x, edge_index, weight) for size in (block_size, 100))
+    torch.testing.assert_close(out, whole, rtol=1e-9, atol=1e-9)
 
 
 # PyG-Temporal's DCRNN reads its in-degrees in the order of the edges: on a directed network it depends on the numbering

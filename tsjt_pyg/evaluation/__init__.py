@@ -4,6 +4,7 @@ from .city_plot import plot_city
 from .comparison import compare
 from .metrics import Errors, HorizonErrors, masked_mae, masked_mape, masked_rmse
 from .plots import plot_conflict
+from .prompt_plot import mean_slot_share, plot_shared_prompts
 from .table import Comparison
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "masked_mae",
     "masked_mape",
     "masked_rmse",
+    "mean_slot_share",
     "plot_city",
     "plot_conflict",
+    "plot_shared_prompts",
 ]

@@ -14,6 +14,7 @@ from tsjt_pyg.nn.city_embedding import CityEmbedding
 from tsjt_pyg.nn.features import check_window, clock_features, fill, horizon_clock
 from tsjt_pyg.nn.heads import RecurrentHead, direct_head, reset_direct_head
 from tsjt_pyg.nn.node_prompting import NodePrompting
+from tsjt_pyg.nn.published_prompting import PublishedNodePrompting
 from tsjt_pyg.nn.road_graph import road_graph
 from tsjt_pyg.nn.transferable import refuse_bound_layers
 
@@ -100,7 +101,7 @@ class Forecaster(Module):
         horizon: int,
         in_channels: int = 1,
         out_channels: int = 1,
-        prompting: NodePrompting | None = None,
+        prompting: NodePrompting | PublishedNodePrompting | None = None,
         *,
         decoder: Module | Sequence[Module] | None = None,
         city_embedding: CityEmbedding | None = None,

@@ -1,0 +1,136 @@
+r"""Three graphs that join nodes by their prompts, as weighted means of other nodes' prompts.
+
+All take prompts :math:`(B, N, T, P)` and their means over the window :math:`(B, N, P)`, whose similarity is
+:math:`s_{i,j} = \bar{\mathbf{P}}_i^{\top} \bar{\mathbf{P}}_j / \sqrt{P}`, and return :math:`(B, N, T, P)`. No matrix
+of :math:`N \times N` is formed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch_geometric.utils import scatter
+
+
+def road_weight(mean: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+    r"""The road network re-weighted by similarity, :math:`a_{i,j} = e_{j,i} \exp(s_{i,j}) / \sum_k e_{k,i}
+    \exp(s_{i,k})`; an edge of weight 0 counts as none.
+
+    Shapes:
+        - **input:** mean :math:`(B, N, P)`, edge_index :math:`(2, E)`, edge_weight :math:`(E)`
+        - **output:** :math:`(B, E)`
+    """
+    source, target = edge_index
+    similarity = (mean[:, target] * mean[:, source]).sum(dim=-1) / math.sqrt(mean.size(-1))
+    # Absent edges must not set the shift, which only keeps exp from overflowing.
+    similarity = similarity.masked_fill(edge_weight <= 0, -math.inf)
+    highest = similarity.new_full(mean.shape[:2], -math.inf).scatter_reduce(
+        1, target.expand_as(similarity), similarity.detach(), "amax"
+    )
+    highest = highest.masked_fill(highest == -math.inf, 0.0)
+    unnormalised = (similarity - highest[:, target]).exp() * edge_weight
+    total = scatter(unnormalised, target, dim=1, dim_size=mean.size(1), reduce="sum")
+    return divide(unnormalised, total[:, target])
+
+
+def road_mean(prompts: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+    """Sums over the in-edges of each node, ``weight`` ``[B, E]``; nothing of size ``E * T * P`` is formed."""
+    windows, nodes = prompts.shape[:2]
+    source, target = edge_index
+    order = target.argsort()
+    first = torch.arange(windows, device=prompts.device)[:, None]
+    starts = first * edge_index.size(1) + _starts(target, nodes)
+    bags = (first * nodes + source[order]).flatten(), weight[:, order].flatten(), starts.flatten()
+    return _bag_sums(prompts.flatten(0, 1).flatten(1), *bags).view(prompts.shape)
+
+
+def most_similar_mean(prompts: Tensor, mean: Tensor, k: int, block_size: int, batch: Tensor | None = None) -> Tensor:
+    """Mean over the ``k`` most similar other nodes of the same graph, weighted by the softmax of their similarity.
+
+    They are found for ``block_size`` nodes at a time: time ``O(N^2)``, memory ``O(N k + block_size N)``.
+    """
+    windows, nodes = mean.shape[:2]
+    k = min(k, nodes - 1)
+    if k == 0:
+        return torch.zeros_like(prompts)
+    chosen = _most_similar(mean.detach(), k, block_size, batch)
+    rows = chosen + torch.arange(windows, device=mean.device)[:, None, None] * nodes
+    similarity = (mean[:, :, None] * mean.flatten(0, 1)[rows]).sum(dim=-1) / math.sqrt(mean.size(-1))
+    if batch is None:
+        weight = torch.softmax(similarity, dim=-1)
+    else:  # a graph of k nodes or fewer has not k others: the rest are any nodes, the node itself among them
+        others = chosen != torch.arange(nodes, device=mean.device)[:, None]
+        inside = others & (batch[chosen] == batch[:, None])
+        weight = torch.softmax(similarity.masked_fill(~inside, torch.finfo(similarity.dtype).min), dim=-1) * inside
+    return _bag_sums(prompts.flatten(0, 1).flatten(1), rows.flatten(0, 1), weight.flatten(0, 1)).view(prompts.shape)
+
+
+def _most_similar(mean: Tensor, k: int, block_size: int, batch: Tensor | None) -> Tensor:
+    """Indices ``[B, N, k]`` of the nodes of highest similarity to each node, itself excluded."""
+    blocks = []
+    for start in range(0, mean.size(1), block_size):
+        block = mean[:, start : start + block_size]
+        similarity = block @ mean.transpose(1, 2)
+        own = torch.arange(block.size(1), device=mean.device)
+        similarity[:, own, own + start] = -math.inf
+        if batch is not None:
+            similarity.masked_fill_(batch[start : start + block_size, None] != batch, -math.inf)
+        blocks.append(similarity.topk(k, dim=-1).indices)
+    return torch.cat(blocks, dim=1)
+
+
+def factorised_mean(
+    prompts: Tensor, mean: Tensor, batch: Tensor | None = None, batch_size: int | None = None
+) -> Tensor:
+    r"""Mean over all nodes of the same graph, :math:`a_{i,j} \propto \phi(\bar{\mathbf{P}}_i)^{\top}
+    \phi(\bar{\mathbf{P}}_j)` with :math:`\phi = \mathrm{elu} + 1`, multiplied out from the right: time and memory
+    :math:`O(N)`. The feature map is that of `"Transformers are RNNs: Fast Autoregressive Transformers with Linear
+    Attention" <https://arxiv.org/abs/2006.16236>`_ (Katharopoulos et al., ICML 2020).
+    """
+    feature = torch.nn.functional.elu(mean) + 1.0  # [B, N, P]
+    rows = prompts.flatten(2)
+    if batch is None:
+        summary = feature.transpose(1, 2) @ rows  # [B, P, T * P]
+        total = feature @ feature.sum(dim=1).unsqueeze(-1)
+        return divide(feature @ summary, total).view(prompts.shape)
+    windows, nodes, channels = feature.shape
+    graphs = int(batch.max()) + 1 if batch_size is None else batch_size
+    window = torch.arange(windows, device=mean.device)[:, None, None]
+    channel = torch.arange(channels, device=mean.device)
+    # A bag for each window, channel and graph holds that graph's nodes, weighted by this channel of their features.
+    order = batch.argsort()
+    members = (window * nodes + order).expand(windows, channels, nodes)
+    starts = (window * channels + channel[:, None]) * nodes + _starts(batch, graphs)
+    weight = feature.transpose(1, 2)[:, :, order]
+    summary = _bag_sums(rows.flatten(0, 1), members.flatten(), weight.flatten(), starts.flatten())
+    # And a bag for each node holds its graph's summaries, weighted by its own features.
+    own = (window * channels + channel) * graphs + batch[:, None]
+    sums = _bag_sums(summary, own.flatten(0, 1), feature.flatten(0, 1))
+    totals = scatter(feature, batch, dim=1, dim_size=graphs, reduce="sum")[:, batch]
+    return divide(sums.view(rows.shape), (feature * totals).sum(dim=-1, keepdim=True)).view(prompts.shape)
+
+
+def divide(part: Tensor, total: Tensor) -> Tensor:
+    """``part / total``, and 0 where the total is 0, in the gradient too."""
+    empty = total <= 0
+    return (part / total.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+
+
+def _starts(group: Tensor, groups: int) -> Tensor:
+    """Where each group begins once its members are sorted, ``[groups]``.
+
+    A sum of ones rather than :func:`torch.bincount`, whose output the compiler does not know the size of.
+    """
+    sizes = scatter(torch.ones_like(group), group, dim_size=groups, reduce="sum")
+    return torch.nn.functional.pad(sizes.cumsum(0)[:-1], (1, 0))
+
+
+def _bag_sums(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Weighted sums of rows, a sparse product with a gradient in its weights.
+
+    The bags are the rows of a two-dimensional ``index``, or begin at ``starts``.
+    """
+    weight = weight.to(rows.dtype)
+    return torch.nn.functional.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weight)
