@@ -28,12 +28,13 @@ def run_a3tgcn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> S
     # H = (1 - Z) * candidate.
     tgcn = cell._base_tgcn
     weights, channels = _tgcn_weights(tgcn), cell.out_channels
-    x = _gcn_propagation(tgcn, x, graph)(x)
-    update = project(x, weights.inputs[:, :channels], weights.bias[:channels])
-    candidate = project(x, weights.inputs[:, 2 * channels :], weights.bias[2 * channels :])
-    states = torch.sigmoid(-update) * torch.tanh(candidate)
-    attention = torch.softmax(cell._attention, dim=0)
-    out = torch.einsum("ntbf,t->nbf", states, attention)
+    gates = torch.cat([-weights.inputs[:, :channels], weights.inputs[:, 2 * channels :]], dim=1)
+    bias = torch.cat([-weights.bias[:channels], weights.bias[2 * channels :]])
+    propagate, attention = _gcn_propagation(tgcn, x, graph), torch.softmax(cell._attention, dim=0)
+    out = torch.zeros((), dtype=x.dtype, device=x.device)
+    for step, share in zip(x.unbind(1), attention, strict=True):  # one by one: all at once they leave the cache
+        keep, candidate = project(propagate(step.contiguous()), gates, bias).chunk(2, dim=-1)
+        out = out + share * torch.sigmoid(keep) * torch.tanh(candidate)
     return [out], (out,)
 
 
