@@ -3,7 +3,7 @@
 Cities of 207, 2,000 and 20,000 nodes; the cells batched where they allow it, else window by window; the arithmetic
 counted, and set against the rate at which this machine multiplies matrices.
 
-    python benchmarks/models.py [--repeats 3] [--threads 2] [--prompts]
+    python benchmarks/models.py [--repeats 5] [--threads 2] [--prompts]
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def gpu_bars(found: dict[tuple[str, int], Found], cities: tuple[City, ...]) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", action="store_true", help="also what node prompts cost")
     parser.add_argument("--quick", action="store_true", help="tiny cities and 2 repetitions: does it run?")

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .recycle import Recycled
+
 BLOCK = 2**15
 """Entries that :func:`row_blocks` takes at a time: they stay in a core's cache, and one thread works on them."""
 
@@ -136,6 +138,7 @@ class WindowReader:
         self.tensor, self.lengths, self.stride = tensor, lengths, stride
         self.offsets = tuple(accumulate(lengths[:-1], initial=0))
         self.file = mapped_file(tensor)
+        self.memory = [Recycled() for _ in lengths]
         self.views = self._cut(tensor, (len(tensor) - sum(lengths)) // stride + 1)
         in_memory = self.file is None and tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() > 0
         self.array = tensor.numpy() if in_memory else None
@@ -181,7 +184,10 @@ class WindowReader:
                 return [self._gathered(p, numbers, n) for p, n in zip(self.parts, self.lengths, strict=True)]
             return list(self._gathered(self.whole, numbers, sum(self.lengths)).split(self.lengths, dim=1))
         shapes = [(len(index), length, *self.tensor.shape[1:]) for length in self.lengths]
-        outs = [torch.empty(s, dtype=self.tensor.dtype, device="cpu", pin_memory=pin) for s in shapes]
+        if pin:
+            outs = [torch.empty(shape, dtype=self.tensor.dtype, device="cpu", pin_memory=True) for shape in shapes]
+        else:
+            outs = [memory.empty(shape, self.tensor.dtype) for memory, shape in zip(self.memory, shapes, strict=True)]
         arrays = [out.numpy() for out in outs]
         begins = (numbers * self.stride).tolist()
         if self.file is not None:
