@@ -284,6 +284,7 @@ def test_an_unsupported_cell_is_refused_with_the_names_of_those_supported(cell):
         ((1, 4, 7, 2), RING, None, r"x must be \[B, T, N, 3\] for this TGCN, found \[1, 4, 7, 2\]"),
         ((1, 0, 7, 3), RING, None, r"found \[1, 0, 7, 3\]"),
         ((1, 4, 7, 3), RING.t(), None, r"edge_index must be int64 \[2, E\], found torch.int64 \[9, 2\]"),
+        ((1, 4, 7, 3), RING + 1, None, r"edge_index must name nodes 0 to 6 \(x has 7 nodes\), found 1 to"),
         ((1, 4, 7, 3), RING, torch.ones(3), r"edge_weight must be \[9\], one weight an edge, found \[3\]"),
     ],
 )

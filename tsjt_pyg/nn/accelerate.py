@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tsjt_pyg.nn.adapters import adapt
-from tsjt_pyg.nn.road_graph import road_graph
+from tsjt_pyg.nn.road_graph import check_edges, road_graph
 
 
 def accelerate(cell: Module, compile: bool = False) -> Accelerated:
@@ -79,12 +79,7 @@ class Accelerated(Module):
                 f"x must be [B, {steps}, N, {self.in_channels}] for this {name}, found {list(x.shape)}; one window "
                 f"[T, N, C] goes in as x[None]"
             )
-        if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype != torch.long:
-            raise ValueError(f"edge_index must be int64 [2, E], found {edge_index.dtype} {list(edge_index.shape)}")
-        if edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
-            raise ValueError(
-                f"edge_weight must be [{edge_index.size(1)}], one weight an edge, found {list(edge_weight.shape)}"
-            )
+        check_edges(edge_index, edge_weight, x.size(2))
         graph = road_graph(edge_index, edge_weight, x.size(2))
         states, _ = self._run(self._cell, x.permute(2, 1, 0, 3), graph, None)
         return torch.stack(states).permute(2, 0, 1, 3)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .road_graph import check_edges
+
 _ROUNDING = 1e-4
 """Share of a day by which a time may be off, so that midnight is the next day's; far below any interval."""
 
@@ -102,20 +104,10 @@ def check_window(
             f"day_of_week must be int64 {list(x.shape[:2])}, the day of each history step (0 = Monday), found "
             f"{day_of_week.dtype} {list(day_of_week.shape)}"
         )
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype != torch.long:
-        raise ValueError(f"edge_index must be int64 [2, E], found {edge_index.dtype} {list(edge_index.shape)}")
-    if edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
-        raise ValueError(
-            f"edge_weight must be [{edge_index.size(1)}], one weight an edge, found {list(edge_weight.shape)}"
-        )
+    check_edges(edge_index, edge_weight, x.size(2))
     # What follows looks at values: free on the CPU, but on an accelerator it would wait for all work queued there.
     if x.device.type != "cpu":
         return
-    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < x.size(2):
-        raise ValueError(
-            f"edge_index must name nodes 0 to {x.size(2) - 1} (x has {x.size(2)} nodes), found "
-            f"{int(edge_index.min())} to {int(edge_index.max())}"
-        )
     if (
         day_of_week is not None
         and day_of_week.numel()

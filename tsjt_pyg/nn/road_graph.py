@@ -66,3 +66,23 @@ def road_graph(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -
     if len(_recent) > RECENT:
         _recent.popitem(last=False)
     return graph
+
+
+def check_edges(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -> None:
+    """Raises a ValueError that says what of a road network is not as it must be.
+
+    Values are looked at on the CPU alone: an accelerator would wait for all work that is queued there.
+    """
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype != torch.long:
+        raise ValueError(f"edge_index must be int64 [2, E], found {edge_index.dtype} {list(edge_index.shape)}")
+    if edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"edge_weight must be [{edge_index.size(1)}], one weight an edge, found {list(edge_weight.shape)}"
+        )
+    if edge_index.device.type != "cpu" or not edge_index.numel():
+        return
+    if not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
+        raise ValueError(
+            f"edge_index must name nodes 0 to {num_nodes - 1} (x has {num_nodes} nodes), found "
+            f"{int(edge_index.min())} to {int(edge_index.max())}"
+        )
