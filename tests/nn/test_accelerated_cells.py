@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import shutil
 import warnings
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsjt_pyg._compat import import_temporal
-from tsjt_pyg.nn import accelerate
+from tsjt_pyg.nn import Forecaster, accelerate
 from tsjt_pyg.nn import in_place as in_place_module
 from tsjt_pyg.nn.adapters import adapt
 from tsjt_pyg.nn.road_graph import road_graph
@@ -342,3 +343,39 @@ def test_on_a_gpu(name, compile):
     cell, x = make(name, torch.float32), torch.randn(WINDOWS, STEPS, NODES, CHANNELS)
     on_cpu = accelerate(cell)(x, RING)
     torch.testing.assert_close(accelerate(cell.cuda())(x.cuda(), RING.cuda()).cpu(), on_cpu, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_it_can_be_pickled_also_where_it_compiles(compile):
+    fast = accelerate(recurrent.GConvGRU(CHANNELS, HIDDEN, 2), compile)
+    again = pickle.loads(pickle.dumps(fast))
+    assert again.compile_recurrence is compile
+    assert [*again.state_dict()] == [*fast.state_dict()]
+    if not compile:  # what the compiler does is tested above
+        x = torch.randn(2, 3, NODES, CHANNELS)
+        assert torch.equal(again(x, RING), fast(x, RING))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda: recurrent.LRGCN(CHANNELS, HIDDEN, 2, 2),
+        lambda: recurrent.AGCRN(NODES, CHANNELS, HIDDEN, 2, 3),
+        lambda: recurrent.EvolveGCNO(CHANNELS),
+        lambda: accelerate(recurrent.TGCN(CHANNELS, HIDDEN)),
+    ],
+)
+def test_other_layers_are_a_forecasters(cell):
+    with pytest.raises(TypeError, match=r"cell must be GConvGRU, .* found .*; a Forecaster runs other layers, too"):
+        accelerate(cell())
+
+
+def test_a_subclass_with_a_method_of_its_own_is_not_run_as_the_cell():
+    class Forgetful(recurrent.GConvGRU):
+        def _calculate_hidden_state(self, Z, H, H_tilde):
+            return H_tilde
+
+    with pytest.raises(TypeError, match="Forgetful"):
+        accelerate(Forgetful(CHANNELS, HIDDEN, 2))
+    with pytest.raises(TypeError, match=r"a subclass with methods of its own is a cell of its own"):
+        Forecaster(Forgetful(CHANNELS, HIDDEN, 2), 3, 2)

@@ -275,6 +275,10 @@ WRONG_CALLS = [
     ({"edge_index": ROAD.float()}, r"edge_index must be int64 \[2, E\], found torch.float32"),
     ({"edge_index": ROAD + 1}, r"edge_index must name nodes 0 to 5 \(x has 6 nodes\), found 1 to 6"),
     ({"edge_index": ROAD - 1}, r"edge_index must name nodes 0 to 5 \(x has 6 nodes\), found -1 to 4"),
+    (
+        {"edge_weight": torch.full((12,), torch.nan)},
+        r"edge_weight must be finite, found 12 weights .* leave",
+    ),
     ({"edge_weight": torch.ones(3)}, r"edge_weight must be \[12\], one weight an edge, found \[3\]"),
 ]
 

@@ -1,6 +1,8 @@
 """LRGCN, DyGrEncoder, AGCRN, EvolveGCNO and MSTGCN over a batch equal PyG-Temporal's own layers, window by window and
 step by step."""
 
+import math
+
 import pytest
 import torch
 
@@ -282,3 +284,18 @@ def test_agcrn_on_a_bare_road_network_is_refused():
         adapt(make("AGCRN K=2")).run(
             make("AGCRN K=2"), torch.randn(NODES, STEPS, 1, CHANNELS), RoadGraph(RING, None, NODES), None
         )
+
+
+@pytest.mark.parametrize("nodes", [8, 400])
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_the_largest_eigenvalue_is_found_in_a_city_of_any_size_and_on_one_way_roads(nodes, both_ways):
+    from tsjt_pyg.nn.cells.mstgcn import _largest_eigenvalue
+
+    road = torch.stack([torch.arange(nodes - 1), torch.arange(1, nodes)])
+    edges = torch.cat([road, road.flip(0)], dim=1) if both_ways else road
+    found = _largest_eigenvalue(RoadGraph(edges, None, nodes))
+    exact = 2 - 2 * math.cos(math.pi * (nodes - 1) / nodes)  # of a path
+    if both_ways:
+        assert found == pytest.approx(exact, rel=1e-3)
+    else:  # all are 0 or 1, and no bound is above twice the largest degree
+        assert 1 - 1e-6 <= found <= 2 + 1e-6

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from tsjt_pyg.nn import NodePrompting
+from tsjt_pyg.nn import NodePrompting, PublishedNodePrompting
 
 GRAPHS = ["road", "topk", "factorised", None]
 # 3 has no in-edge but out-edges, 5 has none at all; 0 -> 2 is there twice, 4 -> 1 has weight 0, and is 1's only one.
@@ -362,3 +362,29 @@ def test_a_pair_of_node_types():
 def test_wrong_batch(shape):
     with pytest.raises(ValueError, match=r"batch must be \[6\], the graph of each node of x, found"):
         make()(torch.zeros(NODES, 3, dtype=torch.float64), EDGES, batch=torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", [NodePrompting, PublishedNodePrompting])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"aggr": "mean"}, "aggr must be 'add' in a prompting, found 'mean'; leave it out"),
+        (
+            {"flow": "target_to_source"},
+            r"flow must be 'source_to_target' .*; reverse the edges instead: edge",
+        ),
+        ({"node_dim": 0}, "node_dim must be None in a prompting, found 0; leave it out"),
+    ],
+)
+def test_messages_are_weighted_sums_along_the_edges(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(1, 4, 3, **arguments)
+
+
+@pytest.mark.parametrize("kind", [NodePrompting, PublishedNodePrompting])
+def test_edges_are_checked(kind):
+    prompting, x, edges = kind(1, 4, 3), torch.randn(5, 1), torch.tensor([[0, 1], [1, 4]])
+    with pytest.raises(ValueError, match=r"edge_index must name nodes 0 to 4 \(x has 5 nodes\), found 1 to 5"):
+        prompting(x, edges + 1)
+    with pytest.raises(ValueError, match=r"edge_weight must be \[2\], one weight an edge, found \[3\]"):
+        prompting(x, edges, torch.ones(3))

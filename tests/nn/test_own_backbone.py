@@ -91,7 +91,7 @@ class OwnTemporal(recurrent.TGCN):
     ("cell", "error", "message"),
     [
         (torch.nn.Linear(2, 3), TypeError, r"or a module with in_channels, out_channels and forward\(x \[B, T, N, C\]"),
-        (OwnTemporal(3, 3), TypeError, "a subclass with a forward of its own is a cell of its own"),
+        (OwnTemporal(3, 3), TypeError, "a subclass with methods of its own is a cell of its own"),
         (
             TwoArguments(),
             TypeError,

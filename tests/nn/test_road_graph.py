@@ -50,6 +50,14 @@ def test_tensors_changed_in_place_are_another_road_network(edges, which):
     assert road_graph(*edges, 3) is not graph
 
 
+def test_a_parameter_that_was_moved_is_another_road_network(edges):
+    index, weight = edges
+    weight = torch.nn.Parameter(weight, requires_grad=False)
+    graph = road_graph(index, weight, 3)
+    weight.data = weight.data + 1  # as Module.to does; it is not counted
+    assert road_graph(index, weight, 3) is not graph
+
+
 def test_a_learned_weight_is_never_kept(edges):
     index, weight = edges
     weight = torch.nn.Parameter(weight)

@@ -160,3 +160,14 @@ def test_evolve_gcno_on_its_own_carries_its_weight_from_city_to_city():
     with pytest.raises(ValueError, match=r"cell \(EvolveGCNO\) carries its weight over.*inside a Forecaster"):
         check_transferable(Own(cell=cell), city(3))
     check_transferable(Forecaster(cell, 12, 12), city(3))
+
+
+def test_layers_of_the_package_that_are_not_known_are_looked_into():
+    from torch_geometric_temporal.nn.attention import DNNTSP
+
+    class City:
+        def __init__(self, num_nodes):
+            self.num_nodes, self.edge_index = num_nodes, torch.tensor([[0], [1]])
+
+    with pytest.raises(ValueError, match=r"DNNTSP|it seems to be sized by the number of nodes"):
+        check_transferable(DNNTSP(17, 4, 1), City(17), City(23))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tsjt_pyg.nn.adapters import adapt
+from tsjt_pyg.nn.adapters import adapt, temporal_name
 from tsjt_pyg.nn.road_graph import check_edges, road_graph
+
+_FAST = ("GConvGRU", "GConvLSTM", "GCLSTM", "TGCN", "TGCN2", "A3TGCN", "A3TGCN2", "DCRNN", "BatchedDCRNN")
 
 
 def accelerate(cell: Module, compile: bool = False) -> Accelerated:
@@ -60,6 +62,12 @@ class Accelerated(Module):
 
     def __init__(self, cell: Module, compile: bool = False) -> None:
         super().__init__()
+        kind = temporal_name(cell)
+        if kind not in _FAST and not isinstance(cell, torch.nn.GRU):
+            raise TypeError(
+                f"cell must be {', '.join(_FAST)} of torch_geometric_temporal or torch.nn.GRU, found "
+                f"{type(cell).__module__}.{type(cell).__qualname__}; a Forecaster runs other layers, too"
+            )
         adapter = adapt(cell)
         self.in_channels, self.out_channels, self.periods = adapter.in_channels, adapter.out_channels, adapter.periods
         self.compile_recurrence = compile
@@ -68,9 +76,19 @@ class Accelerated(Module):
         # The very dictionaries, so that a parameter replaced in one module is replaced in the other.
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[name] = cell.__dict__[name]
-        self._run: Callable[..., Any] = adapter.run
-        if compile:
-            self._run = torch.compile(adapter.run)
+        self._set_run()
+
+    def _set_run(self) -> None:
+        run = adapt(self._cell).run
+        self._run: Callable[..., Any] = torch.compile(run) if self.compile_recurrence else run
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which cannot be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set_run()
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         if x.dim() != 4 or x.size(3) != self.in_channels or self.periods not in (None, x.size(1)) or x.size(1) == 0:

@@ -85,7 +85,7 @@ def adapt(cell: Module) -> CellAdapter:
             raise ValueError("cell is a bidirectional torch.nn.GRU; a forecast reads forward: use bidirectional=False")
         state = (cell.hidden_size,) * cell.num_layers
         return CellAdapter(cell.input_size, cell.hidden_size, None, run_gru, state)
-    name = _temporal_name(cell)
+    name = temporal_name(cell)
     if name is None:
         return _own_adapter(cell)
     run = _RUNS[name]
@@ -114,7 +114,7 @@ def _own_adapter(cell: Module) -> CellAdapter:
     if any(base.__module__.startswith(_PACKAGE) for base in kind.__mro__) or None in sizes:
         raise TypeError(
             f"cell must be torch.nn.GRU or one of {', '.join(TEMPORAL_CELLS)} of torch_geometric_temporal (a subclass "
-            f"with a forward of its own is a cell of its own), or a module with in_channels, out_channels and "
+            f"with methods of its own is a cell of its own), or a module with in_channels, out_channels and "
             f"forward(x [B, T, N, C], edge_index, edge_weight); {found}"
         )
     for name, size in zip(("in_channels", "out_channels"), sizes, strict=True):
@@ -215,12 +215,13 @@ def _reset(module: Module, path: str, covered: bool) -> None:
         raise ValueError(f"{path} ({type(module).__name__}) has parameters and no reset_parameters to draw them anew")
 
 
-def _temporal_name(cell: Module) -> str | None:
+def temporal_name(cell: Module) -> str | None:
+    """The name of a cell of torch-geometric-temporal that is known, ``None`` for anything else."""
     for base in type(cell).__mro__:
         if base.__module__.startswith(_PACKAGE) and base.__name__ in _RUNS:
-            # torch's parametrizations subclass a module and leave its forward alone: still the same cell.
-            same: bool = type(cell).forward is base.forward  # type: ignore[attr-defined]
-            return base.__name__ if same else None
+            # torch's parametrizations subclass a module and leave its methods alone: still the same cell.
+            own = [name for name, of in vars(base).items() if callable(of) and not name.startswith("__")]
+            return base.__name__ if all(getattr(type(cell), name) is getattr(base, name) for name in own) else None
     return None
 
 

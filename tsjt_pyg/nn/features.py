@@ -108,6 +108,12 @@ def check_window(
     # What follows looks at values: free on the CPU, but on an accelerator it would wait for all work queued there.
     if x.device.type != "cpu":
         return
+    # Hours or minutes would all look like midnight. One day more or less is the same time.
+    if time_of_day is not None and not bool(((time_of_day > -1) & (time_of_day < 2)).all()):
+        raise ValueError(
+            f"time_of_day must be the fraction of the day in [0, 1), found {float(time_of_day.min()):g} to "
+            f"{float(time_of_day.max()):g}; divide hours by 24"
+        )
     if (
         day_of_week is not None
         and day_of_week.numel()

@@ -13,7 +13,15 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
 
 from tsjt_pyg.nn.prompt_bank import load_balance, slot_scores, slot_shares, slot_usage
-from tsjt_pyg.nn.prompt_graph import divide, factorised_mean, most_similar_mean, road_mean, road_weight
+from tsjt_pyg.nn.prompt_graph import (
+    divide,
+    factorised_mean,
+    most_similar_mean,
+    refuse_other_messages,
+    road_mean,
+    road_weight,
+)
+from tsjt_pyg.nn.road_graph import check_edges
 
 _PROMPT_GRAPHS = ("road", "topk", "factorised", None)
 _CPU_ROWS, _ACCELERATOR_ROWS = 4096, 32768
@@ -82,7 +90,8 @@ class NodePrompting(MessagePassing):
         block_size: Nodes which are compared with the whole city at a time where ``prompt_graph="topk"``.
         top_k: Slots that a node draws from at each step, at most ``num_prompts``. (default: all)
         load_balance: Keep what :meth:`load_balance_loss` needs.
-        **kwargs: Arguments of :class:`torch_geometric.nn.conv.MessagePassing`.
+        **kwargs: Arguments of :class:`torch_geometric.nn.conv.MessagePassing`, but for ``aggr``, ``flow`` and
+            ``node_dim``: messages are weighted sums along the edges.
 
     Shapes:
         - **input:** node features :math:`(N, F)`, :math:`(T, N, F)` or :math:`(B, T, N, F)`,
@@ -109,6 +118,7 @@ class NodePrompting(MessagePassing):
         load_balance: bool = False,
         **kwargs: object,
     ) -> None:
+        refuse_other_messages(kwargs)
         kwargs.setdefault("aggr", "add")
         super().__init__(node_dim=1, **kwargs)
         if hidden_channels is None:
@@ -251,6 +261,7 @@ class NodePrompting(MessagePassing):
                 f"x must be [N, {self.in_channels}], [T, N, {self.in_channels}] or [B, T, N, {self.in_channels}], "
                 f"found {list(x.shape)}"
             )
+        check_edges(edge_index, edge_weight, x.size(-2))
         if batch is not None and batch.shape != x.shape[-2:-1]:
             raise ValueError(f"batch must be [{x.size(-2)}], the graph of each node of x, found {list(batch.shape)}")
         edge_weight = x.new_ones(edge_index.size(1)) if edge_weight is None else edge_weight.to(x.dtype)

@@ -8,6 +8,7 @@ of :math:`N \times N` is formed.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -116,6 +117,14 @@ def divide(part: Tensor, total: Tensor) -> Tensor:
     """``part / total``, and 0 where the total is 0, in the gradient too."""
     empty = total <= 0
     return (part / total.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+
+
+def refuse_other_messages(kwargs: Mapping[str, object]) -> None:
+    """Raises a ValueError at arguments of MessagePassing by which messages are no weighted sums along the edges."""
+    for name, only in (("aggr", "add"), ("flow", "source_to_target"), ("node_dim", None)):
+        if kwargs.get(name, only) != only:
+            way = "reverse the edges instead: edge_index.flip(0)" if name == "flow" else "leave it out"
+            raise ValueError(f"{name} must be {only!r} in a prompting, found {kwargs[name]!r}; {way}")
 
 
 def _starts(group: Tensor, groups: int) -> Tensor:

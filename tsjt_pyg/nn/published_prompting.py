@@ -10,7 +10,8 @@ from torch.nn import LayerNorm, Linear, Parameter
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
 
-from tsjt_pyg.nn.prompt_graph import divide
+from tsjt_pyg.nn.prompt_graph import divide, refuse_other_messages
+from tsjt_pyg.nn.road_graph import check_edges
 
 
 class PublishedNodePrompting(MessagePassing):
@@ -47,7 +48,8 @@ class PublishedNodePrompting(MessagePassing):
         prompt_channels: Channels ``P`` of a prompt.
         num_prompts: Slots ``S`` of the bank.
         hidden_channels: Channels ``D`` of the encoder. (default: ``prompt_channels``)
-        **kwargs: Arguments of :class:`torch_geometric.nn.conv.MessagePassing`.
+        **kwargs: Arguments of :class:`torch_geometric.nn.conv.MessagePassing`, but for ``aggr``, ``flow`` and
+            ``node_dim``: messages are weighted sums along the edges.
 
     Shapes:
         - **input:** node features :math:`(N, F)`, :math:`(T, N, F)` or :math:`(B, T, N, F)`,
@@ -67,6 +69,7 @@ class PublishedNodePrompting(MessagePassing):
         hidden_channels: int | None = None,
         **kwargs: object,
     ) -> None:
+        refuse_other_messages(kwargs)
         kwargs.setdefault("aggr", "add")
         super().__init__(node_dim=-2, **kwargs)
         hidden_channels = prompt_channels if hidden_channels is None else hidden_channels
@@ -106,6 +109,7 @@ class PublishedNodePrompting(MessagePassing):
                 f"x must be [N, {self.in_channels}], [T, N, {self.in_channels}] or [B, T, N, {self.in_channels}], "
                 f"found {list(x.shape)}"
             )
+        check_edges(edge_index, edge_weight, x.size(-2))
         windows = x.detach().reshape((1,) * (4 - x.dim()) + x.shape)
         weight = x.new_ones(edge_index.size(1)) if edge_weight is None else edge_weight.to(x.dtype)
         prompts = self._encode(windows, edge_index, weight) @ self.bank.sum(dim=0)

@@ -51,8 +51,9 @@ class RoadGraph:
 def road_graph(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -> RoadGraph:
     """The road network of these very tensors, with what was built of it before.
 
-    It is recognised by the tensors' identity, never by a flag: other tensors, or the same ones changed in place, are
-    another road network. A learned edge weight is another one at every call.
+    It is recognised by the tensors' identity, never by a flag: other tensors, or the same ones changed in place or
+    moved, are another road network. A learned edge weight is another one at every call. What changes a tensor behind
+    torch's back (``weight.data[0] = …``, a NumPy array that shares its memory) goes unseen: give a new tensor then.
     """
     if edge_weight is not None and edge_weight.requires_grad:
         return RoadGraph(edge_index, edge_weight, num_nodes)
@@ -60,12 +61,17 @@ def road_graph(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -
     if any(tensor.is_inference() for tensor in tensors):  # they do not count their changes
         return RoadGraph(edge_index, edge_weight, num_nodes)
     # The graph holds the tensors, so that no other can have their ids while it is kept.
-    key = (num_nodes, *((id(tensor), tensor._version) for tensor in tensors))
+    key = (num_nodes, *((id(tensor), tensor._version, _memory(tensor)) for tensor in tensors))
     graph = _recent.pop(key, None) or RoadGraph(edge_index, edge_weight, num_nodes)
     _recent[key] = graph
     if len(_recent) > RECENT:
         _recent.popitem(last=False)
     return graph
+
+
+def _memory(tensor: Tensor) -> Hashable:
+    """What ``tensor.data = …`` changes, as moving a module does to its parameters, without counting it."""
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype, tensor.shape
 
 
 def check_edges(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -> None:
@@ -79,10 +85,15 @@ def check_edges(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) 
         raise ValueError(
             f"edge_weight must be [{edge_index.size(1)}], one weight an edge, found {list(edge_weight.shape)}"
         )
-    if edge_index.device.type != "cpu" or not edge_index.numel():
+    if edge_index.device.type != "cpu" or not edge_index.numel() or torch.compiler.is_compiling():
         return
     if not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
         raise ValueError(
             f"edge_index must name nodes 0 to {num_nodes - 1} (x has {num_nodes} nodes), found "
             f"{int(edge_index.min())} to {int(edge_index.max())}"
+        )
+    if edge_weight is not None and not bool(torch.isfinite(edge_weight).all()):
+        raise ValueError(
+            f"edge_weight must be finite, found {int((~torch.isfinite(edge_weight)).sum())} weights that are NaN or "
+            "infinite; leave these edges out"
         )

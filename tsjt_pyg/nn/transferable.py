@@ -106,7 +106,9 @@ def _unknown_modules(module: Module, path: str) -> Iterator[tuple[str, Module]]:
     cells of a Forecaster, which may be anybody's."""
     for name, cell in _cells(module):
         yield from _unknown_modules(cell, f"{path}.{name}" if path else name)
-    if type(module).__module__.startswith(_KNOWN_PACKAGES) or isinstance(module, _CHANNEL_LAYERS):
+    kind = type(module)
+    whole = kind.__module__.startswith("torch_geometric_temporal.") and kind.__name__ not in TEMPORAL_CELLS
+    if (kind.__module__.startswith(_KNOWN_PACKAGES) and not whole) or isinstance(module, _CHANNEL_LAYERS):
         return
     yield path, module
     for name, child in module.named_children():
