@@ -57,8 +57,8 @@ class Forecaster(Module):
 
     Args:
         cell: A recurrent layer of torch-geometric-temporal whose parameters do not depend on the node count (GConvGRU,
-            GConvLSTM, GCLSTM, LRGCN, DyGrEncoder, TGCN, A3TGCN, DCRNN, AGCRN, EvolveGCNO or MSTGCN),
-            :class:`torch.nn.GRU` (every node on its own), or a module of your own with ``in_channels``,
+            GConvLSTM, GCLSTM, LRGCN, DyGrEncoder, TGCN, TGCN2, A3TGCN, A3TGCN2, DCRNN, BatchedDCRNN, AGCRN, EvolveGCNO
+            or MSTGCN), :class:`torch.nn.GRU` (every node on its own), or a module of your own with ``in_channels``,
             ``out_channels`` and ``forward(x, edge_index, edge_weight)`` from :math:`(B, T, N, C)` to
             :math:`(B, T, N, F)`, :math:`(B, 1, N, F)` or :math:`(B, N, F)`, such as
             :class:`~tsjt_pyg.nn.GraphWaveNet`. Any input and hidden size. A sequence of cells is a stack: each reads
