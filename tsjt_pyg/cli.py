@@ -254,7 +254,7 @@ def train(
                 config={"model": config.as_dict(), "channel": task.target.channels[0], "visible_days": visible_days},
                 progress=progress,
             )
-        found = measure(model, test, result.scaler, history, horizon)
+        found = measure(model, test, result.scaler, history, horizon, result.support)
         naive = measure_naive(fit_last_value(visible), test, history, horizon)
         metrics: dict[str, Any] = {
             "test": vars(found),

@@ -4,6 +4,7 @@ from .city import City
 from .city_roads import read_roads
 from .mapped import write_mapped_city
 from .pairs import CityPair, CityPairLoader
+from .profile import Profile, SupportProfile
 from .road_network import Roads
 from .scaler import StandardScaler
 from .snap import Snapped, snap_sensors
@@ -18,9 +19,11 @@ __all__ = [
     "CityPair",
     "CityPairLoader",
     "FewShotSplit",
+    "Profile",
     "Roads",
     "Snapped",
     "StandardScaler",
+    "SupportProfile",
     "TableReport",
     "TablesRead",
     "WindowBatch",

@@ -18,17 +18,18 @@ from typing import Any
 import joblib
 import torch
 
-from ..data import City, StandardScaler
+from ..data import City, StandardScaler, SupportProfile
 from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
 from ..training.strategies import get_strategies
 from ..training.trainer import check_sources
 from .metrics import Errors, HorizonErrors
-from .naive import NaiveForecast, fit_historical_average, fit_last_value, fit_linear
+from .naive import NAIVE_FITS, NaiveForecast
 from .table import Comparison, RunRecord
 
-DEFAULT_STRATEGIES = ("target_only", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
+DEFAULT_STRATEGIES = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
 
 NAIVE = ("last value", "historical average", "linear per node")
+"""The naive forecasts that every table has; :data:`~tsjt_pyg.evaluation.naive.NAIVE_FITS` has more."""
 
 
 def compare(
@@ -43,6 +44,7 @@ def compare(
     batch_size: int = 32,
     lr: float = 3e-3,
     validation_days: float = 1.0,
+    naive: Sequence[str] = NAIVE,
     jobs: int = 1,
     threads: int = 1,
     device: str = "cpu",
@@ -69,6 +71,7 @@ def compare(
         batch_size: Windows a step, of each city.
         lr: Learning rate.
         validation_days: How much of the end of the visible days chooses the checkpoint.
+        naive: Which naive forecasts are measured too.
         jobs: Runs at the same time, in processes of their own.
         threads: Threads of each run. The result depends on it in the last digits, not on ``jobs``; on the CPU the same
             seeds give the same table.
@@ -116,12 +119,12 @@ def compare(
         threads=threads,
         device=device,
     )
-    records = _naive_records(visible, test, history, horizon, validation_days)
+    records = _naive_records(naive, visible, test, history, horizon, validation_days)
     tasks = [(strategy, seed) for strategy in chosen for seed in seed_list]
     total = len(tasks) * steps
     if jobs == 1:
         for done, (strategy, seed) in enumerate(tasks):
-            report = None if progress is None else partial(_report, progress, done * steps, total)
+            report = None if progress is None else partial(_report, progress, done * steps, steps, total)
             records.append(run(strategy, seed, progress=report))
     else:
         with warnings.catch_warnings():
@@ -175,8 +178,8 @@ def _check_folder(path: Path) -> None:
         raise ValueError(f"output: {path} cannot be written: {existing} is not a folder that may be written to")
 
 
-def _report(progress: Callable[[int, int], None], before: int, total: int, step: int, steps: int) -> None:
-    progress(before + step, total)
+def _report(progress: Callable[[int, int], None], before: int, share: int, total: int, step: int, steps: int) -> None:
+    progress(before + share * step // steps, total)  # a run may take more steps than others
 
 
 def _versions() -> dict[str, str]:
@@ -190,17 +193,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _naive_records(visible: City, test: City, history: int, horizon: int, validation_days: float) -> list[RunRecord]:
+def _naive_records(
+    names: Sequence[str], visible: City, test: City, history: int, horizon: int, validation_days: float
+) -> list[RunRecord]:
     training_split(visible, validation_days, history)[0].windows(history, horizon)  # one error for too few days
-    fits: tuple[Callable[[], NaiveForecast], ...] = (
-        partial(fit_last_value, visible),
-        partial(fit_historical_average, visible),
-        partial(fit_linear, visible, history, horizon, validation_days),
-    )
     records = []
-    for name, make in zip(NAIVE, fits, strict=True):
+    for name in names:
+        if name not in NAIVE_FITS:
+            raise ValueError(f"naive: expected some of {', '.join(NAIVE_FITS)}, found {name!r}")
         started = time.perf_counter()
-        forecast = make()
+        forecast = NAIVE_FITS[name](visible, history, horizon, validation_days)
         seconds = time.perf_counter() - started
         records.append(RunRecord(name, None, measure_naive(forecast, test, history, horizon), seconds))
     return records
@@ -224,7 +226,10 @@ def _train_and_measure(
         torch.manual_seed(seed)
         model = build().to(device)
         result = fit(model, visible, sources, strategy, seed=seed, progress=progress, **settings)
-        errors = measure(model, test, result.scaler, *size)
+        errors = measure(model, test, result.scaler, *size, support=result.support)
+        digest = _digest(model, result.scaler)
+        model.load_state_dict(result.last_model)
+        last = measure(model, test, result.scaler, *size, support=result.support)
     return RunRecord(
         strategy.name,
         seed,
@@ -232,8 +237,11 @@ def _train_and_measure(
         result.seconds,
         best_step=result.best_step,
         validation_loss=result.validation_loss,
-        digest=_digest(model, result.scaler),
+        digest=digest,
         stats=result.stats,
+        last=last,
+        sources=[asdict(verdict) for verdict in result.verdicts],
+        guard_seconds=result.guard_seconds,
     )
 
 
@@ -256,10 +264,17 @@ def _digest(model: torch.nn.Module, scaler: StandardScaler) -> str:
     return digest.hexdigest()
 
 
-def measure(model: torch.nn.Module, city: City, scaler: StandardScaler, history: int, horizon: int) -> Errors:
+def measure(
+    model: torch.nn.Module,
+    city: City,
+    scaler: StandardScaler,
+    history: int,
+    horizon: int,
+    support: SupportProfile | None = None,
+) -> Errors:
     """Errors of a model's forecasts on all windows of a city, in original units."""
     errors = HorizonErrors(horizon)
-    for batch, forecast in forecast_windows(model, city.windows(history, horizon), scaler):
+    for batch, forecast in forecast_windows(model, city.windows(history, horizon), scaler, support=support):
         errors.update(forecast, batch.y, batch.y_mask)
     return errors.compute()
 

@@ -33,6 +33,9 @@ class RunRecord:
         validation_loss: What chose it.
         digest: SHA-256 of the chosen parameters and the scaler.
         stats: Of the optimizer, for skewed strategies.
+        last: Errors of the parameters after the last step, whichever were chosen.
+        sources: What the guard found of each source: name, error, persistence, weight.
+        guard_seconds: Of ``seconds``, what the guard took.
     """
 
     name: str
@@ -43,6 +46,16 @@ class RunRecord:
     validation_loss: float | None = None
     digest: str | None = None
     stats: dict[str, float] = field(default_factory=dict)
+    last: Errors | None = None
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    guard_seconds: float = 0.0
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> RunRecord:
+        """The record that :func:`dataclasses.asdict` made ``content`` of."""
+        last = content.get("last")
+        errors = {"errors": Errors(**content["errors"]), "last": None if last is None else Errors(**last)}
+        return cls(**{**content, **errors})
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,7 @@ class Comparison:
             file = file / "comparison.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            records = [RunRecord(**{**run, "errors": Errors(**run["errors"])}) for run in content["runs"]]
+            records = [RunRecord.from_dict(run) for run in content["runs"]]
             return cls(records, **{key: content[key] for key in ("minutes", "unit", "protocol", "seconds")})
         except FileNotFoundError:
             raise FileNotFoundError(f"{file}: there is no such file; `tsjt compare --output` writes one") from None

@@ -74,6 +74,32 @@ def horizon_clock(
     return (later - midnight).to(time_of_day.dtype), None if day_of_week is None else midnight.long() % 7
 
 
+def profile_features(
+    x: Tensor,
+    level: Tensor,
+    horizon: int,
+    profile: Tensor | None,
+    mask: Tensor | None,
+    same_type: Tensor | None,
+    center: bool,
+) -> Tensor:
+    """The support profile at history and horizon, ``[B, T + horizon, N, 2 C + 1]``: the profile's difference to
+    ``level`` (itself where not ``center``), what is known of it, and whether its days are of the step's own type.
+
+    All 0 where there is none. Without ``mask`` all of ``profile`` is known, without ``same_type`` all is of its type.
+    """
+    windows, steps, nodes, channels = x.shape
+    if profile is None:
+        return x.new_zeros(windows, steps + horizon, nodes, 2 * channels + 1)
+    difference = profile - level if center else profile
+    known = x.new_ones(profile.shape) if mask is None else mask.to(x.dtype)
+    same = x.new_ones(profile.shape[:2]) if same_type is None else same_type.to(x.dtype)
+    if mask is not None:
+        difference = torch.where(mask, difference, 0.0)
+    same = same[:, :, None, None].expand(-1, -1, nodes, 1)
+    return torch.cat([difference, known, same], dim=-1)
+
+
 def check_window(
     x: Tensor,
     edge_index: Tensor,

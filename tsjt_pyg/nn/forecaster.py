@@ -11,7 +11,7 @@ from torch.nn import Linear, Module, Sequential
 from tsjt_pyg.nn.adapters import CellAdapter, reset_cell
 from tsjt_pyg.nn.cell_stack import cells_of, check_decoder, check_stack, run_stack, stacked
 from tsjt_pyg.nn.city_embedding import CityEmbedding
-from tsjt_pyg.nn.features import check_window, clock_features, fill, horizon_clock
+from tsjt_pyg.nn.features import check_window, clock_features, fill, horizon_clock, profile_features
 from tsjt_pyg.nn.heads import RecurrentHead, direct_head, reset_direct_head
 from tsjt_pyg.nn.node_prompting import NodePrompting
 from tsjt_pyg.nn.published_prompting import PublishedNodePrompting
@@ -108,6 +108,7 @@ class Forecaster(Module):
         center: bool = True,
         time_of_day: bool = True,
         day_of_week: bool = False,
+        profile: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (
@@ -149,6 +150,7 @@ class Forecaster(Module):
         self.center = center
         self.time_of_day = time_of_day
         self.day_of_week = day_of_week
+        self.profile = profile
 
         clock_channels = 2 * (time_of_day + day_of_week)
         prompt_channels = 0 if prompting is None else prompting.prompt_channels
@@ -158,15 +160,18 @@ class Forecaster(Module):
         hidden = adapters[-1].out_channels
         self.prompting = prompting
         self.city_embedding = city_embedding
+        profile_channels = 2 * in_channels + 1 if profile else 0
         self.embedding = Linear(
-            3 * in_channels + clock_channels + prompt_channels + city_channels, adapters[0].in_channels
+            3 * in_channels + clock_channels + prompt_channels + city_channels + profile_channels,
+            adapters[0].in_channels,
         )
         self.cell = cell
         self.head: Sequential | RecurrentHead
         if decoder is None:
-            self.head = direct_head(hidden + in_channels + clock_channels, hidden, horizon * out_channels)
+            summary_channels = hidden + in_channels + clock_channels + horizon * profile_channels
+            self.head = direct_head(summary_channels, hidden, (1 + profile) * horizon * out_channels)
         else:
-            self.head = RecurrentHead(decoder, out_channels, clock_channels + city_channels)
+            self.head = RecurrentHead(decoder, out_channels, clock_channels + city_channels + profile_channels)
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, those of the cell, of the prompting and of the cities too."""
@@ -190,6 +195,9 @@ class Forecaster(Module):
         time_of_day: Tensor | None = None,
         day_of_week: Tensor | None = None,
         city: str | None = None,
+        profile: Tensor | None = None,
+        profile_mask: Tensor | None = None,
+        profile_same_type: Tensor | None = None,
     ) -> Tensor:
         check_window(x, edge_index, edge_weight, x_mask, time_of_day, day_of_week, self.history, self.in_channels)
         windows, steps, nodes, _ = x.shape
@@ -205,6 +213,10 @@ class Forecaster(Module):
             features.append(self.prompting(filled, edge_index, edge_weight)[..., self.in_channels :])
         if of_nodes is not None and self._embeds_steps:
             features.append(of_nodes.to(x.dtype).expand(windows, steps, -1, -1))
+        typical: Tensor | None = None
+        if self.profile:
+            typical = profile_features(x, level, self.horizon, profile, profile_mask, profile_same_type, self.center)
+            features.append(typical[:, :steps])
         graph = road_graph(edge_index, edge_weight, nodes)
         # Nodes first, as the cells want them: the features rather than what they become, which is larger.
         embedded = self.embedding(torch.cat(features, dim=-1).permute(2, 1, 0, 3).contiguous())
@@ -218,13 +230,19 @@ class Forecaster(Module):
                 known.append(clock.transpose(0, 1).expand(nodes, -1, -1, -1))
             if of_nodes is not None and self._embeds_steps:
                 known.append(of_nodes.to(x.dtype)[:, None, None].expand(-1, self.horizon, windows, -1))
+            if typical is not None:
+                known.append(typical[:, steps:].permute(2, 1, 0, 3))
             forecast = self.head(ends, torch.cat(known, dim=-1), graph, of_nodes).permute(2, 1, 0, 3)
         else:
             summary = [state.transpose(0, 1), level[:, 0]]
             if clock is not None:
                 summary.append(clock[:, -1:].expand(-1, nodes, -1))
-            out = self.head(torch.cat(summary, dim=-1))
-            forecast = out.view(windows, nodes, self.horizon, self.out_channels).transpose(1, 2)
+            if typical is not None:
+                summary.append(typical[:, steps:].transpose(1, 2).flatten(2))
+            out = self.head(torch.cat(summary, dim=-1)).view(windows, nodes, self.horizon, -1).transpose(1, 2)
+            forecast = out[..., : self.out_channels]
+            if typical is not None:
+                forecast = forecast + out[..., self.out_channels :] * typical[:, steps:, :, : self.out_channels]
         return level[..., : self.out_channels] + forecast if self.center else forecast
 
     def _of_nodes(self, city: str | None, nodes: int) -> Tensor | None:

@@ -8,44 +8,78 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..data import StandardScaler, WindowBatch, Windows
+from ..data import Profile, StandardScaler, SupportProfile, WindowBatch, Windows
 
 
-def forecast_scaled(model: torch.nn.Module, batch: WindowBatch, scaler: StandardScaler) -> Tensor:
+def forecast_scaled(
+    model: torch.nn.Module, batch: WindowBatch, scaler: StandardScaler, profile: Profile | None = None
+) -> Tensor:
     """Forecast ``[B, T_out, N, C]`` in scaled units, of a batch in original units.
 
-    The day of the week and the name of the city are given to a model whose ``forward`` has an argument ``day_of_week``
-    or ``city``.
+    The day of the week, the name of the city and the support profile are given to a model whose ``forward`` has an
+    argument ``day_of_week``, ``city`` or ``profile`` (then also ``profile_mask`` and ``profile_same_type``).
     """
+    more = {name: getattr(batch, name) for name in ("day_of_week", "city") if name in _arguments(model)}
+    if profile is not None:
+        more["profile"] = scaler.transform(profile.values)
+        more["profile_mask"], more["profile_same_type"] = profile.mask, profile.same_type
     forecast: Tensor = model(
         scaler.transform(batch.x, batch.x_mask),
         batch.edge_index,
         batch.edge_weight,
         x_mask=batch.x_mask,
         time_of_day=batch.time_of_day,
-        **{name: getattr(batch, name) for name in ("day_of_week", "city") if name in _arguments(model)},
+        **more,
     )
     return forecast
 
 
+def takes_profile(model: torch.nn.Module) -> bool:
+    """Whether the model's ``forward`` has an argument ``profile``, and it was not built to ignore it.
+
+    A :class:`~tsjt_pyg.nn.Forecaster` ignores it unless ``profile=True``.
+    """
+    return "profile" in _arguments(model) and bool(getattr(_unwrapped(model), "profile", True))
+
+
 def _arguments(model: torch.nn.Module) -> Mapping[str, inspect.Parameter]:
-    """Of a model's ``forward``; of a wrapped or compiled model, those of the one inside."""
+    """Of a model's ``forward``."""
+    return inspect.signature(_unwrapped(model).forward).parameters
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a wrapper or a compiled model."""
     if isinstance(model, torch.nn.parallel.DistributedDataParallel | torch.nn.DataParallel):
-        return _arguments(model.module)
+        return _unwrapped(model.module)
     compiled = getattr(model, "_orig_mod", None)
-    return inspect.signature(model.forward).parameters if compiled is None else _arguments(compiled)
+    return model if compiled is None else _unwrapped(compiled)
 
 
 @torch.no_grad()
 def forecast_windows(
-    model: torch.nn.Module, windows: Windows, scaler: StandardScaler, batch_size: int = 64
+    model: torch.nn.Module,
+    windows: Windows,
+    scaler: StandardScaler,
+    batch_size: int = 64,
+    support: SupportProfile | None = None,
 ) -> Iterator[tuple[WindowBatch, Tensor]]:
-    """``(batch, forecast [B, T_out, N, C])`` for all windows in order, in original units, in evaluation mode."""
+    """``(batch, forecast [B, T_out, N, C])`` for all windows in order, in original units, in evaluation mode.
+
+    Args:
+        model: As :func:`~tsjt_pyg.training.fit` takes it.
+        windows: Of the city to forecast.
+        scaler: That the model was trained with; :attr:`FitResult.scaler`.
+        batch_size: Windows a batch.
+        support: The city's support days, for a model that takes a profile; :attr:`FitResult.support`. Without them such
+            a model forecasts as where nothing is known of other days.
+    """
     device = next(model.parameters()).device
+    sees_profile = support is not None and takes_profile(model)
     was_training = model.training
     model.eval()
     try:
         for batch in windows.batches(batch_size, device=device):
-            yield batch, scaler.inverse_transform(forecast_scaled(model, batch, scaler))
+            profile = support.at(windows, batch.index).to(device) if support is not None and sees_profile else None
+            yield batch, scaler.inverse_transform(forecast_scaled(model, batch, scaler, profile))
     finally:
         model.train(was_training)

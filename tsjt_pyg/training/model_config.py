@@ -30,6 +30,7 @@ class ModelConfig:
         history: Steps in.
         horizon: Steps out.
         channels: Channels in and out.
+        profile: Whether it sees a support profile: each node's typical day, made of a few other days.
 
     Raises:
         ValueError: If ``cell`` is unknown or a size is not positive.
@@ -43,6 +44,7 @@ class ModelConfig:
     history: int = 12
     horizon: int = 12
     channels: int = 1
+    profile: bool = True
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -63,6 +65,7 @@ class ModelConfig:
             in_channels=self.channels,
             out_channels=self.channels,
             prompting=prompting,
+            profile=self.profile,
         )
 
     def _cell(self) -> torch.nn.Module:

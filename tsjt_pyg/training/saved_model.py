@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ..data import City, StandardScaler
+from ..data import City, StandardScaler, SupportProfile
 from ..data.clean import clean_readings
 from ..nn import Forecaster
 from .checkpoint import load_checkpoint
@@ -31,9 +31,11 @@ class SavedModel:
     city_name: str
     node_ids: list[str]
     unit: str
+    channel: str
     interval: pd.Timedelta
     edge_index: torch.Tensor
     edge_weight: torch.Tensor
+    support: SupportProfile | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> SavedModel:
@@ -53,7 +55,7 @@ class SavedModel:
         model = config.build()
         model.load_state_dict(content["model"])
         city = content["city"]
-        return cls(
+        saved = cls(
             model=model.eval(),
             scaler=StandardScaler.from_state_dict(content["scaler"]),
             city_name=city["name"],
@@ -62,7 +64,13 @@ class SavedModel:
             interval=pd.Timedelta(seconds=city["interval_seconds"]),
             edge_index=city["edge_index"],
             edge_weight=city["edge_weight"],
+            channel=city["channels"][0],
         )
+        seen = content["support"]
+        if not seen:
+            return saved
+        support = saved._city(seen["readings"], seen["mask"], pd.Timestamp(seen["start"]))
+        return replace(saved, support=SupportProfile(support))
 
     def forecast(self, readings: pd.DataFrame) -> pd.DataFrame:
         """The next steps of every node, in original units.
@@ -114,16 +122,22 @@ class SavedModel:
         if np.isnan(values).all():
             raise ValueError(f"readings: nothing was observed in the last {history} rows, so there is nothing to go by")
         clean = clean_readings(np.concatenate([values, np.full((horizon, values.shape[1]), np.nan, np.float32)]))
-        city = City(
+        windows = self._city(clean.readings, clean.mask, table.index[0]).windows(history, horizon)
+        _, forecast = next(forecast_windows(self.model, windows, self.scaler, support=self.support))
+        time = pd.date_range(table.index[-1] + self.interval, periods=horizon, freq=self.interval, name="time")
+        return pd.DataFrame(forecast[0, :, :, 0].numpy(), index=time, columns=self.node_ids)[list(table.columns)]
+
+    def _city(self, readings: torch.Tensor, mask: torch.Tensor, start: pd.Timestamp) -> City:
+        """Readings of the target city."""
+        return City(
             name=self.city_name,
-            readings=clean.readings,
-            mask=clean.mask,
+            readings=readings,
+            mask=mask,
             edge_index=self.edge_index,
             edge_weight=self.edge_weight,
             node_ids=tuple(self.node_ids),
-            start=table.index[0],
+            start=start,
             interval=self.interval,
+            channels=(self.channel,),
+            units=(self.unit,),
         )
-        _, forecast = next(forecast_windows(self.model, city.windows(history, horizon), self.scaler))
-        time = pd.date_range(table.index[-1] + self.interval, periods=horizon, freq=self.interval, name="time")
-        return pd.DataFrame(forecast[0, :, :, 0].numpy(), index=time, columns=self.node_ids)[list(table.columns)]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .run import TrainingRun
 
 
 class StepPlan(NamedTuple):
@@ -29,6 +32,14 @@ class Strategy:
         target_weight: Weight of the target loss.
         pretrain_share: Share of the steps, in [0, 1), that come first and see the sources only.
         skewed: Whether the source gradient is filtered.
+        guard: Whether each source is judged first, on the visible days of the target alone, and left out where it does
+            not help (:func:`~tsjt_pyg.training.guard.judge_sources`). Where none is left, the target is learned from
+            alone, with twice the steps, which are as many gradients.
+        step_factor: How many times the optimizer steps it takes. A joint step needs two gradients: ``target_only`` with
+            twice the steps costs what a joint training does.
+        average: Whether the running average of the parameters after the last step is the result, instead of the
+            parameters on the way that the validation day liked best. With sources beside the target a training needs no
+            early stop; without any it does, and this is ignored.
 
     Raises:
         ValueError: If a weight is negative, both are 0, or ``pretrain_share`` is outside [0, 1).
@@ -39,6 +50,9 @@ class Strategy:
     target_weight: float = 1.0
     pretrain_share: float = 0.0
     skewed: bool = False
+    guard: bool = False
+    average: bool = False
+    step_factor: int = 1
 
     def __post_init__(self) -> None:
         if self.source_weight < 0 or self.target_weight < 0 or self.source_weight + self.target_weight == 0:
@@ -48,6 +62,8 @@ class Strategy:
             )
         if not 0 <= self.pretrain_share < 1:
             raise ValueError(f"strategy {self.name!r}: expected pretrain_share in [0, 1), found {self.pretrain_share}")
+        if self.step_factor < 1:
+            raise ValueError(f"strategy {self.name!r}: expected step_factor >= 1, found {self.step_factor}")
         if self.skewed and not (self.source_weight > 0 and self.target_weight > 0):
             raise ValueError(f"strategy {self.name!r}: skewed=True filters two gradients, so both weights must be > 0")
 
@@ -55,6 +71,16 @@ class Strategy:
     def uses_sources(self) -> bool:
         """Whether it needs source cities."""
         return self.source_weight > 0 or self.pretrain_share > 0
+
+    def filter_options(self) -> dict[str, Any]:
+        """Arguments of the :class:`~tsjt_pyg.optim.TargetSkewedOptimizer` of a skewed strategy."""
+        return {"gamma_source": self.source_weight, "gamma_target": self.target_weight}
+
+    def run_type(self) -> type[TrainingRun]:
+        """What carries the training out; a subclass of this may bring steps of another kind."""
+        from .run import TrainingRun
+
+        return TrainingRun
 
     def pretrain_steps(self, steps: int) -> int:
         """How many of ``steps`` see the sources only before the target."""
@@ -71,10 +97,11 @@ STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Strategy("target_only", source_weight=0.0),
+        Strategy("target_only_2x", source_weight=0.0, step_factor=2),
         Strategy("source_only", target_weight=0.0),
         Strategy("pooled"),
         Strategy("finetune", source_weight=0.0, pretrain_share=0.5),
-        Strategy("tsjt", skewed=True),
+        Strategy("tsjt", skewed=True, guard=True, average=True),
         Strategy("tsjt_paper", source_weight=0.001, target_weight=0.2, skewed=True),
     )
 }

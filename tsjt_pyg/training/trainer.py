@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data import City, CityPairLoader, StandardScaler, Windows
-from ..data.pairs import check_comparable, shuffled_index
-from ..optim import SkewHistory, TargetSkewedOptimizer
+from ..data import City, StandardScaler, SupportProfile
+from ..data.pairs import check_comparable
+from ..optim import TargetSkewedOptimizer
+from .batches import TrainingBatches
 from .checkpoint import (
     BEST,
     CONFIG,
@@ -28,11 +29,14 @@ from .checkpoint import (
     save_checkpoint,
     save_json,
 )
-from .forecasting import forecast_scaled, forecast_windows
-from .losses import masked_mae
+from .guard import SourceVerdict, guard_steps, judge_sources
+from .run import TrainingRun
 from .strategies import Strategy, get_strategy
 
 logger = logging.getLogger(__name__)
+
+VALIDATION_WINDOWS = 96
+"""Windows that choose the checkpoint, evenly spread: neighbours in time say nearly the same."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished steps and of all steps."""
@@ -53,6 +57,10 @@ class FitResult:
         conflict: Cosine, conflict, norms and kappa of every step, as from
             :meth:`~tsjt_pyg.optim.SkewHistory.to_frame`; None for strategies without a filter.
         seconds: Wall time of this call.
+        support: The visible days, for forecasts by a model that takes a support profile; None for any other.
+        last_model: State of the model after the last step.
+        verdicts: What the guard found of each source; empty for strategies without one.
+        guard_seconds: Of ``seconds``, what the guard took.
     """
 
     model: torch.nn.Module
@@ -64,6 +72,10 @@ class FitResult:
     stats: dict[str, float] = field(default_factory=dict)
     conflict: pd.DataFrame | None = None
     seconds: float = 0.0
+    support: SupportProfile | None = None
+    last_model: dict[str, Tensor] = field(default_factory=dict)
+    verdicts: list[SourceVerdict] = field(default_factory=list)
+    guard_seconds: float = 0.0
 
 
 def training_split(visible: City, validation_days: float, history: int) -> tuple[City, City]:
@@ -151,16 +163,6 @@ def fit(
     check_sources(target, sources, strategy)
     history, horizon = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     training, validation = training_split(target, validation_days, history)
-    run = _Run(
-        model=model,
-        strategy=strategy,
-        steps=steps,
-        lr=lr,
-        base=base,
-        max_grad_norm=max_grad_norm,
-        batches=_Batches(training, sources if strategy.uses_sources else (), history, horizon, batch_size, seed),
-        validation=validation.windows(history, horizon),
-    )
     settings = {
         **(config or {}),
         "strategy": asdict(strategy),
@@ -176,8 +178,40 @@ def fit(
         "sources": [{"name": city.name, "fingerprint": city.fingerprint()} for city in sources],
     }
     folder = None if output is None else _Folder(Path(output), settings, target, resume)
-    if folder is not None and resume and (folder.path / LAST).is_file():
-        run.load(folder.load())
+    saved = folder.load() if folder is not None and resume and (folder.path / LAST).is_file() else None
+    steps *= strategy.step_factor
+    optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
+    most = max(1, round(target.num_steps / target.steps_per_day))
+    verdicts: list[SourceVerdict] = []
+    guard_seconds = 0.0
+    taken = list(sources) if strategy.uses_sources else []
+    if taken and strategy.guard:
+        if saved is not None:
+            verdicts = [SourceVerdict(**verdict) for verdict in saved["verdicts"]]
+        else:
+            few = guard_steps(steps, len(taken))
+            verdicts = judge_sources(
+                model, target, taken, steps=few, batch_size=batch_size, seed=seed, most=most, **optimizing
+            )
+            guard_seconds = time.perf_counter() - started
+        taken = [city for city, verdict in zip(taken, verdicts, strict=True) if verdict.weight > 0]
+        for verdict in verdicts:
+            logger.info("%s", verdict)
+        if not taken:
+            steps *= 2  # as many gradients, without the sources' half of them
+    batches = TrainingBatches(model, training, taken, most, batch_size, seed)
+    stride = max(1, (validation.num_steps - history - horizon + 1) // VALIDATION_WINDOWS)
+    run = strategy.run_type()(
+        model=model,
+        strategy=strategy,
+        steps=steps,
+        batches=batches,
+        validation=validation.windows(history, horizon, stride),
+        averaged=strategy.average and bool(taken),
+        **optimizing,
+    )
+    if folder is not None and saved is not None:
+        run.load(saved)
     every, pretrain = max(1, steps // evaluations), strategy.pretrain_steps(steps)
     model.train()
     try:
@@ -185,12 +219,12 @@ def fit(
             if run.step == 0:
                 run.evaluate()  # the untrained model, which forecasts the last value, competes too
             if run.step == pretrain > 0:
-                run.optimizer.state.clear()  # moments of the pre-training do not belong to the tuning
+                run.start_tuning()
             run.train_step()
             if run.step % every == 0 or run.step in (pretrain, steps):
                 run.evaluate()
             if folder is not None and run.step % checkpoint_every == 0 and run.step < steps:
-                folder.save(run)
+                folder.save(run, verdicts)
             if progress is not None:
                 progress(run.step, steps)
     except KeyboardInterrupt:
@@ -201,11 +235,12 @@ def fit(
             )
         raise
     if folder is not None:
-        folder.save(run)
+        folder.save(run, verdicts)
+    last_model = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.load_state_dict(run.best_model)
     return FitResult(
         model,
-        run.batches.scaler,
+        batches.target.scaler,
         strategy,
         run.best_step,
         run.best_loss,
@@ -213,6 +248,10 @@ def fit(
         run.optimizer.stats() if isinstance(run.optimizer, TargetSkewedOptimizer) else {},
         None if run.conflict is None else run.conflict.to_frame(),
         time.perf_counter() - started,
+        support=None if batches.target.support is None else SupportProfile(target),
+        last_model=last_model,
+        verdicts=verdicts,
+        guard_seconds=guard_seconds,
     )
 
 
@@ -224,142 +263,12 @@ def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> 
         check_comparable(city, target, "sources")
 
 
-class _Batches:
-    """Training batches as a pure function of the step, with each city's own scaler."""
-
-    def __init__(
-        self, training: City, sources: Sequence[City], history: int, horizon: int, batch_size: int, seed: int
-    ) -> None:
-        self.scaler = StandardScaler().fit(training.readings, training.mask)
-        self.source_scalers = [StandardScaler().fit(city.readings, city.mask) for city in sources]
-        self.target_windows: Windows = training.windows(history, horizon)
-        windows = [city.windows(history, horizon) for city in sources]
-        self.pairs = CityPairLoader(windows, self.target_windows, batch_size, seed) if windows else None
-        self.batch_size, self.seed = batch_size, seed
-
-    def loss(self, model: torch.nn.Module, step: int, source: bool) -> Tensor:
-        """The masked MAE of step ``step``'s source or target batch, in scaled units."""
-        device = next(model.parameters()).device
-        scaler = self.scaler
-        if source:
-            assert self.pairs is not None
-            batch, which = self.pairs.source_batch(step)
-            scaler = self.source_scalers[which]
-        else:
-            batch = self.target_windows.batch(
-                shuffled_index(len(self.target_windows), self.batch_size, step, self.seed)
-            )
-        batch = batch.to(device)
-        return masked_mae(forecast_scaled(model, batch, scaler), scaler.transform(batch.y), batch.y_mask)
-
-
-class _Run:
-    """State of a training run and its two moves: a step and an evaluation."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        strategy: Strategy,
-        steps: int,
-        lr: float,
-        base: type[torch.optim.Optimizer],
-        max_grad_norm: float,
-        batches: _Batches,
-        validation: Windows,
-    ) -> None:
-        self.model, self.strategy, self.steps = model, strategy, steps
-        self.batches, self.validation, self.max_grad_norm = batches, validation, max_grad_norm
-        self.optimizer: torch.optim.Optimizer
-        self.conflict: SkewHistory | None = None
-        if strategy.skewed:
-            self.optimizer = TargetSkewedOptimizer(
-                model.parameters(),
-                base=base,
-                gamma_source=strategy.source_weight,
-                gamma_target=strategy.target_weight,
-                lr=lr,
-            )
-            self.conflict = SkewHistory(self.optimizer)
-        else:
-            self.optimizer = base(model.parameters(), lr=lr)  # type: ignore[call-arg]
-        self.step = 0
-        self.best_step, self.best_loss = 0, math.inf
-        self.best_model: dict[str, Tensor] = {}
-        self.log: list[dict[str, float | int | None]] = []
-        self._losses: dict[str, list[Tensor]] = {"source_loss": [], "target_loss": []}
-
-    def train_step(self) -> None:
-        plan = self.strategy.plan(self.step, self.steps)
-        losses = {
-            source: self.batches.loss(self.model, self.step, source)
-            for source, weight in ((True, plan.source_weight), (False, plan.target_weight))
-            if weight > 0
-        }
-        self.optimizer.zero_grad()
-        if isinstance(self.optimizer, TargetSkewedOptimizer) and len(losses) == 2:
-            self.optimizer.backward(losses[True], losses[False])
-        else:
-            weights = {True: plan.source_weight, False: plan.target_weight}
-            torch.stack([weights[source] * loss for source, loss in losses.items()]).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        for source, loss in losses.items():
-            self._losses["source_loss" if source else "target_loss"].append(loss.detach())
-        self.step += 1
-
-    def evaluate(self) -> None:
-        """Forecasts the validation day and remembers the model if it is the best so far."""
-        total, count = 0.0, 0
-        std = self.batches.scaler.std
-        for batch, forecast in forecast_windows(self.model, self.validation, self.batches.scaler):
-            error = ((forecast - batch.y).abs() / std.to(forecast.device)).masked_fill(~batch.y_mask, 0.0)
-            total += error.sum(dtype=torch.float64).item()
-            count += int(batch.y_mask.sum())
-        if count == 0:
-            raise ValueError(f"target: {self.validation.city.name} has no observed reading on its validation day")
-        loss = total / count
-        means = {name: torch.stack(v).mean().item() if v else None for name, v in self._losses.items()}
-        self._losses = {name: [] for name in self._losses}
-        if not math.isfinite(loss) or any(m is not None and not math.isfinite(m) for m in means.values()):
-            raise FloatingPointError(
-                f"the loss is not finite after step {self.step} ({means}, validation {loss}); lower lr (--lr)"
-            )
-        self.log.append({"step": self.step, **means, "validation_loss": loss})
-        if loss < self.best_loss:
-            self.best_step, self.best_loss = self.step, loss
-            self.best_model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "conflict": {} if self.conflict is None else self.conflict.state_dict(),
-            "step": self.step,
-            "best_model": self.best_model,
-            "best_step": self.best_step,
-            "best_loss": self.best_loss,
-            "log": self.log,
-            "losses": self._losses,
-            "rng": torch.get_rng_state(),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.conflict is not None:
-            self.conflict.load_state_dict(state["conflict"])
-        self.step, self.log = state["step"], state["log"]
-        device = next(self.model.parameters()).device
-        self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
-        self.best_model, self.best_step, self.best_loss = state["best_model"], state["best_step"], state["best_loss"]
-        torch.set_rng_state(state["rng"])
-
-
 class _Folder:
     """A run's folder."""
 
     def __init__(self, path: Path, settings: dict[str, Any], target: City, resume: bool) -> None:
         self.path, self.settings, self.city = path, settings, describe_city(target)
+        self.support = {"readings": target.readings, "mask": target.mask, "start": str(target.start)}
         self.saved = False
         try:
             json.dumps(settings, allow_nan=False)
@@ -372,9 +281,15 @@ class _Folder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"output: {path} is a file, expected a folder")
 
-    def save(self, run: _Run) -> None:
+    def save(self, run: TrainingRun, verdicts: Sequence[SourceVerdict]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        about = {"config": self.settings, "city": self.city, "scaler": run.batches.scaler.state_dict()}
+        about = {
+            "config": self.settings,
+            "city": self.city,
+            "support": {} if run.batches.target.support is None else self.support,
+            "scaler": run.batches.target.scaler.state_dict(),
+            "verdicts": [asdict(verdict) for verdict in verdicts],
+        }
         save_json(self.path / CONFIG, self.settings)
         save_checkpoint(self.path / LAST, {**run.state(), **about})
         best = {"model": run.best_model, "step": run.best_step, "validation_loss": run.best_loss}

@@ -1,0 +1,36 @@
+"""The simplest forecast: what was read last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .city import City
+
+
+def last_value(x: Tensor, x_mask: Tensor, default: Tensor) -> Tensor:
+    """The last observed reading of each node in its history; ``default`` ``[N, C]`` where there is none.
+
+    Args:
+        x: ``[B, T_in, N, C]``.
+        x_mask: bool, the same shape.
+        default: ``[N, C]``.
+
+    Returns:
+        ``[B, N, C]``.
+    """
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1, 1)
+    newest = (x_mask * steps).amax(dim=1)
+    value = x.gather(1, (newest - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+    return torch.where(newest > 0, value, default)
+
+
+def node_means(city: City) -> Tensor:
+    """Mean of each node's and channel's observed readings ``[N, C]``; the city's mean where a node has none."""
+    readings, mask = city.readings.double(), city.mask.double()
+    count = mask.sum(dim=0)
+    overall = (readings * mask).sum(dim=(0, 1)) / mask.sum(dim=(0, 1)).clamp(min=1)
+    return torch.where(count > 0, (readings * mask).sum(dim=0) / count.clamp(min=1), overall).float()

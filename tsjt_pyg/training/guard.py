@@ -1,0 +1,158 @@
+"""The guard: which source cities may take part, judged on the visible days of the target alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import City, SupportProfile, WindowBatch, Windows
+from ..data.last_value import last_value, node_means
+from .batches import TrainingBatches
+from .forecasting import forecast_windows
+
+WINDOWS = 96
+"""Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
+
+SHARE = 0.06
+"""Of a joint training's windows: what judging all sources may take."""
+
+PERSISTENCE = 0.5
+"""Of the target's persistence: what a source needs at least."""
+
+
+PERSISTENCE_DAYS = 14
+"""Days that say how persistent a city is; a year in a file need not be read for it."""
+
+
+@dataclass(frozen=True)
+class SourceVerdict:
+    """What the guard found of a source city.
+
+    Args:
+        name: Of the source city.
+        error: MAE on the target's visible windows of a model that saw a few steps of this source alone, relative to the
+            best naive forecast of them. It has to be below 1.
+        persistence: Correlation of one step's readings with the next's, relative to the target's. It has to be at least
+            :data:`PERSISTENCE`.
+        weight: Its share of the sources' turns; 0: it was left out.
+    """
+
+    name: str
+    error: float
+    persistence: float
+    weight: float
+
+
+def guard_steps(steps: int, num_sources: int) -> int:
+    """Steps, of half a batch, on each source before it is judged: 20 to 100, as :data:`SHARE` of ``steps`` allows."""
+    return max(20, min(100, round(SHARE * 4 * steps / num_sources)))
+
+
+def judge_sources(
+    model: torch.nn.Module,
+    visible: City,
+    sources: Sequence[City],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    base: type[torch.optim.Optimizer],
+    max_grad_norm: float,
+    most: int,
+) -> list[SourceVerdict]:
+    r"""Which sources have something to teach: from the visible days of the target alone.
+
+    A copy of ``model`` is trained for a few steps on each source and forecasts the target's visible days.
+
+    With :math:`e_s` the mean absolute error of that zero-shot forecast, :math:`\ell` the last value and :math:`p` the
+    profile of the other visible days, a source is taken if
+
+    .. math::
+        e_s < \min \big( \mathrm{MAE}(\ell), \mathrm{MAE}(\tfrac12 (\ell + p)) \big).
+
+    Who cannot do better than that after having learned from the source, has learned nothing there that the target
+    needs: shuffled time, noise and other quantities fail. A single visible day has no profile and few windows, and a
+    model that starts as the last value is never far from it, so that :math:`e_s` says little. Therefore the source also
+    needs to be a series in time: with :math:`r` the correlation of one step's deviations from the nodes' means with
+    those of the next step, :math:`r_s \ge r_t / 2`. Sources that are taken take their turns equally often.
+
+    Args:
+        model: Untrained; it is not changed.
+        visible: The visible days of the target city, all of which judge: nothing was learned from them.
+        sources: The source cities.
+        steps: Optimizer steps on each.
+        batch_size: Windows a step of the joint training; half as many are used here.
+        lr: Learning rate.
+        seed: Seed of the batches.
+        base: Optimizer class.
+        max_grad_norm: Gradients longer than this are shortened to it.
+        most: Support days of a window at most.
+    """
+    size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
+    count = visible.num_steps - sum(size) + 1
+    windows = visible.windows(*size, stride=max(1, count // WINDOWS))
+    bar = _naive_error(windows, SupportProfile(visible))
+    persistence = _persistence(visible)
+    errors, persistences = [], []
+    for source in sources:
+        persistences.append(_persistence(source) / max(persistence, 1e-3))
+        trained = copy.deepcopy(model)
+        batches = TrainingBatches(trained, visible, [source], most, max(1, batch_size // 2), seed)
+        optimizer = base(trained.parameters(), lr=lr)  # type: ignore[call-arg]
+        trained.train()
+        for step in range(steps):
+            optimizer.zero_grad()
+            batches.loss(trained, step, source=True).backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), max_grad_norm)
+            optimizer.step()
+        scaler, support = batches.target.scaler, batches.target.support
+        errors.append(_error(forecast_windows(trained, windows, scaler, support=support)) / bar)
+    taken = [error < 1 and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
+    return [
+        SourceVerdict(source.name, error, r, ok / max(1, sum(taken)))
+        for source, error, r, ok in zip(sources, errors, persistences, taken, strict=True)
+    ]
+
+
+def _persistence(city: City) -> float:
+    """Correlation of one step's deviations from the nodes' means with the next step's, where both were observed.
+
+    Of a city longer than :data:`PERSISTENCE_DAYS`, of the days at its end.
+    """
+    first = max(0, city.num_steps - PERSISTENCE_DAYS * city.steps_per_day)
+    readings, mask = city.readings[first:].double(), city.mask[first:]
+    mean = readings.masked_fill(~mask, 0.0).sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+    deviation = (readings - mean).masked_fill(~mask, 0.0)
+    both = mask[1:] & mask[:-1]
+    now, then = deviation[1:].masked_fill(~both, 0.0), deviation[:-1].masked_fill(~both, 0.0)
+    scale = (now.square().sum() * then.square().sum()).sqrt()
+    return float((now * then).sum() / scale) if scale > 0 else 0.0
+
+
+def _naive_error(windows: Windows, support: SupportProfile) -> float:
+    """Of the better one of last value, and mean of last value and profile (the last value where there is none)."""
+    default = node_means(windows.city)
+
+    def forecasts(share: float) -> Iterator[tuple[WindowBatch, Tensor]]:
+        for batch in windows.batches(WINDOWS):
+            last = last_value(batch.x, batch.x_mask, default).unsqueeze(1).expand_as(batch.y)
+            profile = support.at(windows, batch.index)
+            typical = torch.where(profile.mask, profile.values, 0.0)[:, windows.history :]
+            known = profile.mask[:, windows.history :]
+            yield batch, torch.where(known, last + share * (typical - last), last)
+
+    return min(_error(forecasts(0.0)), _error(forecasts(0.5)))
+
+
+def _error(forecasts: Iterable[tuple[WindowBatch, Tensor]]) -> float:
+    """Masked MAE over all batches, in the units of the readings."""
+    total, count = 0.0, 0
+    for batch, forecast in forecasts:
+        total += (forecast - batch.y).abs().masked_fill(~batch.y_mask, 0.0).sum(dtype=torch.float64).item()
+        count += int(batch.y_mask.sum())
+    return total / count if count else float("nan")

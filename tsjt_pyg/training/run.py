@@ -1,0 +1,171 @@
+"""State of a training and its two moves: a step and an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Windows
+from ..optim import SkewHistory, TargetSkewedOptimizer
+from .batches import TrainingBatches
+from .forecasting import forecast_windows
+from .strategies import StepPlan, Strategy
+
+AVERAGE_RATE = 0.02
+"""Of the running average of the parameters: it looks back over about fifty steps."""
+
+
+class TrainingRun:
+    """A model in training.
+
+    Args:
+        model: The model.
+        strategy: What every step does.
+        steps: Optimizer steps.
+        lr: Learning rate.
+        base: Optimizer class.
+        max_grad_norm: Gradients longer than this are shortened to it.
+        batches: Source and target batches.
+        validation: Windows that choose the checkpoint.
+        averaged: Keep the running average of the parameters after the last step, whatever the validation says.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        strategy: Strategy,
+        steps: int,
+        lr: float,
+        base: type[torch.optim.Optimizer],
+        max_grad_norm: float,
+        batches: TrainingBatches,
+        validation: Windows,
+        averaged: bool = False,
+    ) -> None:
+        self.model, self.strategy, self.steps = model, strategy, steps
+        self.batches, self.validation, self.max_grad_norm = batches, validation, max_grad_norm
+        self.optimizer: torch.optim.Optimizer
+        self.conflict: SkewHistory | None = None
+        if strategy.skewed and batches.sources:
+            self.optimizer = TargetSkewedOptimizer(
+                model.parameters(),
+                base=base,
+                lr=lr,
+                **strategy.filter_options(),
+            )
+            self.conflict = SkewHistory(self.optimizer)
+        else:
+            self.optimizer = base(model.parameters(), lr=lr)  # type: ignore[call-arg]
+        self.step = 0
+        self.best_step, self.best_loss = 0, math.inf
+        self.best_model: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = self._copy() if averaged else {}
+        self.log: list[dict[str, float | int | None]] = []
+        self._losses: dict[str, list[Tensor]] = {"source_loss": [], "target_loss": []}
+
+    def plan(self) -> StepPlan:
+        """What the next step does."""
+        plan = self.strategy.plan(self.step, self.steps)
+        return plan if self.batches.sources else StepPlan(0.0, 1.0)
+
+    def train_step(self) -> None:
+        plan = self.plan()
+        losses = {
+            source: self.loss(source)
+            for source, weight in ((True, plan.source_weight), (False, plan.target_weight))
+            if weight > 0
+        }
+        self.optimizer.zero_grad()
+        if isinstance(self.optimizer, TargetSkewedOptimizer) and len(losses) == 2:
+            self.optimizer.backward(losses[True], losses[False])
+        else:
+            weights = {True: plan.source_weight, False: plan.target_weight}
+            torch.stack([weights[source] * loss for source, loss in losses.items()]).sum().backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        for source, loss in losses.items():
+            self._losses["source_loss" if source else "target_loss"].append(loss.detach())
+        self.step += 1
+        # The first steps are forgotten sooner, so that the initial parameters do not linger.
+        rate = max(AVERAGE_RATE, 1 - self.step / (self.step + 9))
+        now = self.model.state_dict()
+        for name, value in self.average.items():
+            if value.is_floating_point():
+                value.lerp_(now[name], rate)
+            else:
+                value.copy_(now[name])
+
+    def loss(self, source: bool) -> Tensor:
+        """The loss of the next step's source or target batch."""
+        return self.batches.loss(self.model, self.step, source)
+
+    def start_tuning(self) -> None:
+        """Between a pre-training and the tuning that follows it."""
+        self.optimizer.state.clear()  # the moments of the one do not belong to the other
+
+    def evaluate(self) -> None:
+        """Forecasts the validation day and remembers the model if it is the best so far, or the average."""
+        if self.average:
+            trained = self._copy()
+            self.model.load_state_dict(self.average)
+        loss = self._validation_loss()
+        if self.average:
+            self.model.load_state_dict(trained)
+        means = {name: torch.stack(v).mean().item() if v else None for name, v in self._losses.items()}
+        self._losses = {name: [] for name in self._losses}
+        if not math.isfinite(loss) or any(m is not None and not math.isfinite(m) for m in means.values()):
+            raise FloatingPointError(
+                f"the loss is not finite after step {self.step} ({means}, validation {loss}); lower lr (--lr)"
+            )
+        self.log.append({"step": self.step, **means, "validation_loss": loss})
+        if self.average:
+            self.best_step, self.best_loss = self.step, loss
+            self.best_model = {name: value.clone() for name, value in self.average.items()}
+        elif loss < self.best_loss:
+            self.best_step, self.best_loss, self.best_model = self.step, loss, self._copy()
+
+    def _validation_loss(self) -> float:
+        total, count = 0.0, 0
+        target = self.batches.target
+        for batch, forecast in forecast_windows(self.model, self.validation, target.scaler, support=target.support):
+            std = target.scaler.std.to(forecast.device)
+            error = ((forecast - batch.y).abs() / std).masked_fill(~batch.y_mask, 0.0)
+            total += error.sum(dtype=torch.float64).item()
+            count += int(batch.y_mask.sum())
+        if count == 0:
+            raise ValueError(f"target: {self.validation.city.name} has no observed reading on its validation day")
+        return total / count
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "conflict": {} if self.conflict is None else self.conflict.state_dict(),
+            "step": self.step,
+            "best_model": self.best_model,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+            "average": self.average,
+            "log": self.log,
+            "losses": self._losses,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.conflict is not None:
+            self.conflict.load_state_dict(state["conflict"])
+        self.step, self.log = state["step"], state["log"]
+        device = next(self.model.parameters()).device
+        self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
+        self.best_model, self.best_step, self.best_loss = state["best_model"], state["best_step"], state["best_loss"]
+        self.average = {name: value.to(device) for name, value in state["average"].items()}
+        torch.set_rng_state(state["rng"])
