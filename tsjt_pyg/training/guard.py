@@ -49,6 +49,10 @@ class SourceVerdict:
     persistence: float
     weight: float
 
+    def __str__(self) -> str:
+        what = f"contributes, weight {self.weight:.2g}" if self.weight > 0 else "was left out"
+        return f"{self.name} {what} (zero-shot error {self.error:.2f}, persistence {self.persistence:.2f})"
+
 
 def guard_steps(steps: int, num_sources: int) -> int:
     """Steps, of half a batch, on each source before it is judged: 20 to 100, as :data:`SHARE` of ``steps`` allows."""
@@ -81,8 +85,9 @@ def judge_sources(
     Who cannot do better than that after having learned from the source, has learned nothing there that the target
     needs: shuffled time, noise and other quantities fail. A single visible day has no profile and few windows, and a
     model that starts as the last value is never far from it, so that :math:`e_s` says little and may be 3 % larger.
-    Therefore the source also needs to be a series in time: with :math:`r` the correlation of one step's deviations from the nodes' means with
-    those of the next step, :math:`r_s \ge r_t / 2`. Sources that are taken take their turns equally often.
+    Therefore the source also needs to be a series in time: with :math:`r` the correlation of one step's deviations from
+    the nodes' means with those of the next step, :math:`r_s \ge r_t / 2`. Sources that are taken take their turns
+    equally often.
 
     Args:
         model: Untrained; it is not changed.
@@ -99,8 +104,8 @@ def judge_sources(
     size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     count = visible.num_steps - sum(size) + 1
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
-    support = SupportProfile(visible)
-    bar = _naive_error(windows, support) * (1 + MARGIN * (support.num_days < 2))
+    days = SupportProfile(visible)
+    bar = _naive_error(windows, days) * (1 + MARGIN * (days.num_days < 2))
     persistence = _persistence(visible)
     errors, persistences = [], []
     for source in sources:
