@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from tsjt_pyg.nn.node_prompting import NodePrompting
 from tsjt_pyg.nn.published_prompting import PublishedNodePrompting
 from tsjt_pyg.nn.road_graph import road_graph
 from tsjt_pyg.nn.transferable import refuse_bound_layers
+
+_HAS_TRITON = find_spec("triton") is not None
+"""Without it torch compiles nothing for a GPU."""
 
 
 class Forecaster(Module):
@@ -75,6 +79,10 @@ class Forecaster(Module):
             encoder-decoder. ``None``: all steps at once, by an MLP.
         city_embedding: Embeddings :math:`\mathbf{e}` of the nodes of each city, seen at each step, or given to AGCRN
             in place of that. ``None``: no parameter belongs to a city.
+        compile: Compile the recurrence of cell and decoder with :func:`torch.compile`, where the cell is one of those
+            of torch-geometric-temporal that :func:`~tsjt_pyg.nn.accelerate` takes (others run as they are). ``None``:
+            on a CUDA device with Triton. The compilation takes a while and happens again where shapes change;
+            compiled code has no second derivatives.
         center: Forecast the difference to the last observed value.
         time_of_day: Let the model see the time of day. If false, ``time_of_day`` of :meth:`forward` is used for the
             length of a step only.
@@ -105,6 +113,7 @@ class Forecaster(Module):
         *,
         decoder: Module | Sequence[Module] | None = None,
         city_embedding: CityEmbedding | None = None,
+        compile: bool | None = None,
         center: bool = True,
         time_of_day: bool = True,
         day_of_week: bool = False,
@@ -146,6 +155,7 @@ class Forecaster(Module):
         self.horizon = horizon
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.compile_recurrence = compile  # Module.compile is a method
         self.center = center
         self.time_of_day = time_of_day
         self.day_of_week = day_of_week
@@ -208,7 +218,8 @@ class Forecaster(Module):
         graph = road_graph(edge_index, edge_weight, nodes)
         # Nodes first, as the cells want them: the features rather than what they become, which is larger.
         embedded = self.embedding(torch.cat(features, dim=-1).permute(2, 1, 0, 3).contiguous())
-        state, ends = run_stack(cells_of(self.cell), embedded, graph, None, of_nodes)
+        compiles = self._compiles(x)
+        state, ends = run_stack(cells_of(self.cell), embedded, graph, None, of_nodes, compiles)
 
         if isinstance(self.head, RecurrentHead):
             later = horizon_clock(time_of_day, day_of_week, self.horizon)
@@ -218,7 +229,7 @@ class Forecaster(Module):
                 known.append(clock.transpose(0, 1).expand(nodes, -1, -1, -1))
             if of_nodes is not None and self._embeds_steps:
                 known.append(of_nodes.to(x.dtype)[:, None, None].expand(-1, self.horizon, windows, -1))
-            forecast = self.head(ends, torch.cat(known, dim=-1), graph, of_nodes).permute(2, 1, 0, 3)
+            forecast = self.head(ends, torch.cat(known, dim=-1), graph, of_nodes, compiles).permute(2, 1, 0, 3)
         else:
             summary = [state.transpose(0, 1), level[:, 0]]
             if clock is not None:
@@ -226,6 +237,11 @@ class Forecaster(Module):
             out = self.head(torch.cat(summary, dim=-1))
             forecast = out.view(windows, nodes, self.horizon, self.out_channels).transpose(1, 2)
         return level[..., : self.out_channels] + forecast if self.center else forecast
+
+    def _compiles(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling():  # the whole model: its cells with it
+            return False
+        return x.is_cuda and _HAS_TRITON if self.compile_recurrence is None else self.compile_recurrence
 
     def _of_nodes(self, city: str | None, nodes: int) -> Tensor | None:
         """The embeddings of the city's nodes, ``[N, channels]``."""
