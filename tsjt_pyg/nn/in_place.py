@@ -88,7 +88,9 @@ class GRUInPlace(torch.autograd.Function):
         of_input, of_gates, of_candidate = _chunks((inputs, state_gates, state_candidate), bases)
         d_of_input, d_of_gates, d_of_candidate = _chunks(grads, bases)
         d_bias, d_state, first = torch.zeros_like(bias), torch.zeros_like(start), bases[1].first
-        d_x = torch.zeros_like(x) if ctx.needs_input_grad[2] else None
+        d_x = None
+        if ctx.needs_input_grad[2]:  # one basis for both: written once, else added to
+            d_x = torch.empty_like(x) if bases[0] is bases[1] else torch.zeros_like(x)
         # The transposed operators go through the gradients of the gates rather than of what goes into the gates: the
         # weights' gradients need the same, and no polynomial has to be made again.
         shared = bases[0] is bases[1]
@@ -138,7 +140,7 @@ class GRUInPlace(torch.autograd.Function):
                     for d_weights, weights, gradients in zip(d_of_parts, of_parts, parts, strict=True):
                         _add_outers(d_weights, _flat(x[t])[rows], gradients)
                         if d_x is not None:
-                            _pull_sum(_flat(d_x[t])[rows], gradients, weights, add=True)
+                            _pull_sum(_flat(d_x[t])[rows], gradients, weights, add=gradients is not both)
                 else:
                     part = _flat(d_gate)[rows]
                     d_bias += part.sum(0)
