@@ -63,7 +63,7 @@ STARTS: dict[tuple[str, int], tuple[int, ...]] = {
 VALIDATION_DAYS = {3: 1.0, 1: 0.25}
 
 NETWORK = {"cell": "GConvGRU", "hidden_channels": 32, "K": 2}
-TRAINING = {"steps": 400, "batch_size": 8, "lr": 5e-3}
+TRAINING = {"steps": 300, "batch_size": 8, "lr": 5e-3}
 
 CORE = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
 

@@ -17,7 +17,7 @@ from .forecasting import forecast_windows
 WINDOWS = 64
 """Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
 
-SHARE = 0.045
+SHARE = 0.055
 """Of a joint training's windows: what judging all sources may take."""
 
 MARGIN = 0.03

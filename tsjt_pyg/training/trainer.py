@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 MOST_SUPPORT_DAYS = 7
 """Support days of a training window at most: a week says what a typical day is, more would only take time."""
 
-VALIDATION_WINDOWS = 96
+VALIDATION_WINDOWS = 48
 """Windows that choose the checkpoint, evenly spread: neighbours in time say nearly the same."""
 
 Progress = Callable[[int, int], None]
