@@ -36,7 +36,7 @@ from tsjt_pyg.datasets import load_task
 from tsjt_pyg.datasets.task import Task
 from tsjt_pyg.evaluation import compare
 from tsjt_pyg.evaluation.naive import NAIVE_FITS
-from tsjt_pyg.training import STRATEGIES, ModelConfig, Strategy
+from tsjt_pyg.training import STRATEGIES, ModelConfig, Strategy, fit
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
 
@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument("--hours", type=float, default=None, help="start no further run after so many hours")
     parser.add_argument("--output", type=Path, default=None, help="folder of records.jsonl")
+    parser.add_argument("--costs", action="store_true", help="time tsjt beside target_only, and nothing else")
     parser.add_argument("--only-report", action="store_true", help="make tables and pictures of the records there are")
     arguments = parser.parse_args()
     output = arguments.output or (Path("runs/evidence-quick") if arguments.quick else RESULTS)
@@ -230,11 +231,37 @@ def main() -> None:
     settings = settings_of(training)
     done = {record["key"] for record in read_records(file, settings)}
     todo = [run for run in plan(arguments.quick) if run.key not in done]
-    if not arguments.only_report:
+    if arguments.costs:
+        costs = measure_costs(arguments.root, training, repeats=1 if arguments.quick else 3)
+        (output / "costs.json").write_text(json.dumps(_rounded(costs), indent=1) + "\n", encoding="utf-8")
+    elif not arguments.only_report:
         _run_all(todo, file, settings, arguments.root, arguments.jobs, arguments.hours)
     from evidence_report import write_report
 
     write_report(read_records(file), settings, output, docs=not arguments.quick)
+
+
+def measure_costs(root: str | None, training: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+    """Processor seconds of ``fit`` with strategies "target_only" and "tsjt" in turn, in one thread.
+
+    In a table of wall times of runs hours apart, the machine's other work would be measured.
+    """
+    torch.set_num_threads(1)
+    found = []
+    for task, days in (("speed-la", 3), ("speed-sb", 3), ("taxi-dc", 3), ("taxi-dc", 1)):
+        target, sources = cities(task, root)
+        visible, _ = target.few_shot(days)
+        for repeat in range(repeats):
+            seconds = {}
+            for name in ("target_only", "tsjt"):
+                torch.manual_seed(repeat)
+                model = network_of(name, TASKS[task][3]).build()  # type: ignore[union-attr]
+                before = time.process_time()
+                result = fit(model, visible, sources, name, validation_days=VALIDATION_DAYS[days], **training)
+                seconds[name] = time.process_time() - before
+            guard = result.guard_seconds / result.seconds
+            found.append({"task": task, "days": days, "repeat": repeat, **seconds, "guard_share": guard})
+    return found
 
 
 def _run_all(

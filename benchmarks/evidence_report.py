@@ -15,8 +15,8 @@ from scipy import stats
 
 from tsjt_pyg.data.atomic import atomic_path
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "results.md"
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 
 DEFAULT = "tsjt"
@@ -70,8 +70,6 @@ class Evidence:
                         "by_step": run["errors"]["mae"],
                         "last": (run["last"] or run["errors"])["mean_mae"],
                         "validation": run["validation_loss"],
-                        "seconds": run["seconds"],
-                        "guard_seconds": run["guard_seconds"],
                         "sources": run["sources"],
                         "minutes": record["minutes"],
                     }
@@ -153,7 +151,9 @@ def main_table(evidence: Evidence) -> str:
         if change is None:
             continue
         other = evidence.runs(setting, reference)
-        naive = min(evidence.naive(setting), key=lambda n: float(evidence.runs(setting, n)["mae"].mean()))
+        both = mine.index.intersection(other.index)
+        mine, other = mine.loc[both], other.loc[both]
+        naive = min(evidence.naive(setting), key=lambda n: float(evidence.runs(setting, n)["mae"][both].mean()))
         rows.append(
             [
                 _label(setting),
@@ -161,7 +161,7 @@ def main_table(evidence: Evidence) -> str:
                 f"{mine.mae.mean():.3f} / {mine.rmse.mean():.3f}",
                 f"{change}",
                 f"{change.wins} of {change.runs}",
-                f"{naive} {evidence.runs(setting, naive)['mae'].mean():.3f}",
+                f"{naive} {evidence.runs(setting, naive)['mae'][both].mean():.3f}",
             ]
         )
     head = [
@@ -250,18 +250,15 @@ def checkpoint_table(evidence: Evidence) -> str:
     return _table(["last instead of chosen", *map(_label, evidence.settings)], rows)
 
 
-def cost_table(evidence: Evidence) -> str:
-    """Seconds of a training, relative to target_only with the same number of steps."""
+def cost_table(costs: list[dict[str, Any]]) -> str:
+    """Seconds of a training with sources relative to one without, same number of steps, medians."""
     rows = []
-    for setting in evidence.settings:
-        mine, alone = evidence.runs(setting, DEFAULT), evidence.runs(setting, ALONE[0])
-        both = mine.index.intersection(alone.index)
-        if both.empty:
-            continue
-        ratio = (mine.seconds[both] / alone.seconds[both]).median()
-        share = (mine.guard_seconds[both] / mine.seconds[both]).median()
-        rows.append([_label(setting), f"{ratio:.2f}", f"{100 * share:.1f} %"])
-    return _table(["setting", "tsjt / target_only, seconds", "the guard's share of tsjt"], rows)
+    for (task, days), group in pd.DataFrame(costs).groupby(["task", "days"], sort=False):
+        ratio = (group.tsjt / group.target_only).median()
+        rows.append(
+            [_label((task, days)), f"{ratio:.2f}", f"{100 * group.guard_share.median():.1f} %", str(len(group))]
+        )
+    return _table(["setting", "tsjt / target_only", "the guard's share of tsjt", "repetitions"], rows)
 
 
 def bars(evidence: Evidence) -> str:
@@ -367,7 +364,7 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=130, format="png")
 
 
-def render(evidence: Evidence, head: dict[str, Any]) -> str:
+def render(evidence: Evidence, head: dict[str, Any], costs: list[dict[str, Any]]) -> str:
     """All tables as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     training, network = head["settings"]["training"], head["settings"]["network"]
@@ -402,26 +399,57 @@ def render(evidence: Evidence, head: dict[str, Any]) -> str:
             "Change of MAE (%) where the parameters after the last step are taken instead of the chosen ones.",
             checkpoint_table(evidence),
             "### Cost",
-            cost_table(evidence),
+            "Processor seconds of a training, the two strategies in turn in one thread, same number of steps.",
+            cost_table(costs) if costs else "Not measured.",
         ]
     )
 
 
+def summary(evidence: Evidence) -> list[dict[str, Any]]:
+    """Every strategy, poison and forecast in every setting: errors, and the change against the target alone."""
+    found = []
+    for (task, days, name, poison), runs in evidence.rows.groupby(["task", "days", "name", "poison"], sort=False):
+        reference = evidence.reference((task, days))
+        change = evidence.change((task, days), name, reference, poison)
+        row = {"task": task, "days": int(days), "strategy": name, "poison": poison, "runs": len(runs)}
+        errors = {
+            "mae": float(runs.mae.mean()),
+            "rmse": float(runs.rmse.mean()),
+            "last_mae": float(runs["last"].mean()),
+        }
+        row |= {**errors, "mae_by_step": np.array(runs.by_step.tolist()).mean(axis=0).round(5).tolist()}
+        found.append({**row, "against": reference, "change": None if change is None else change._asdict()})
+    return found
+
+
+def read_costs(folder: Path) -> list[dict[str, Any]]:
+    """What ``evidence.py --costs`` measured, if it did."""
+    file = folder / "costs.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
 def write_report(records: list[dict[str, Any]], head: dict[str, Any], output: Path, docs: bool) -> None:
-    """``evidence.json`` with all numbers, and the tables: printed, and in ``docs/results.md`` if ``docs``."""
+    """``evidence.json`` with the numbers, and the tables: printed, and in ``docs/results.md`` and README if ``docs``."""
     if not records:
         print("no records yet")
         return
-    evidence = Evidence(records)
-    text = render(evidence, head)
+    evidence, costs = Evidence(records), read_costs(output)
+    text = render(evidence, head, costs)
     with atomic_path(output / "evidence.json") as temporary:
-        temporary.write_text(json.dumps({**head, "records": records}) + "\n", encoding="utf-8")
-    pictures = DOCS if docs else output
+        content = {**head, "costs": costs, "changes": summary(evidence)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    pictures = PAGE.parent if docs else output
     plot_changes(evidence, pictures / "evidence_changes.png")
     plot_poisons(evidence, pictures / "evidence_poisons.png")
     if docs:
-        page = PAGE.read_text(encoding="utf-8")
-        first, last = page.index(BEGIN) + len(BEGIN), page.index(END)
-        with atomic_path(PAGE) as temporary:
-            temporary.write_text(f"{page[:first]}\n\n{text}\n\n{page[last:]}", encoding="utf-8")
+        _insert(text, PAGE)
+        _insert(main_table(evidence), README)
     print(text)
+
+
+def _insert(text: str, page: Path) -> None:
+    """Puts the text between the two comments of a page that are there for it."""
+    content = page.read_text(encoding="utf-8")
+    first, last = content.index(BEGIN) + len(BEGIN), content.index(END)
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{content[:first]}\n\n{text}\n\n{content[last:]}", encoding="utf-8")

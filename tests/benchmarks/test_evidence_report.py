@@ -1,0 +1,130 @@
+"""The tables of the evidence say what the records say, and the pages show the tables of the records that are kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import evidence as harness  # noqa: E402
+import evidence_report as report  # noqa: E402
+
+
+def errors(mae):
+    return {
+        "mae": [mae] * 4,
+        "rmse": [mae] * 4,
+        "mape": [mae] * 4,
+        "mean_mae": mae,
+        "mean_rmse": 2 * mae,
+        "mean_mape": 1,
+    }
+
+
+def record(name, seed, mae, *, task="speed-la", days=3, poison="", validation=1.0, last=None, weights=()):
+    trained = name not in ("last value", "gradient boosting")
+    run = {
+        "name": name,
+        "seed": seed if trained else None,
+        "errors": errors(mae),
+        "last": errors(mae if last is None else last) if trained else None,
+        "validation_loss": validation if trained else None,
+        "sources": [{"name": f"source {i}", "weight": weight} for i, weight in enumerate(weights)],
+    }
+    about = {"task": task, "days": days, "start": 0, "seed": seed, "poison": poison, "unit": "mph"}
+    return {**about, "minutes": [5.0, 10.0, 15.0, 20.0], "runs": [run]}
+
+
+SETTING = ("speed-la", 3)
+
+
+@pytest.fixture
+def found():
+    records = []
+    for seed, level in enumerate((1.0, 2.0, 4.0)):
+        records += [
+            record("target_only", seed, level, validation=0.9),
+            record("target_only_2x", seed, 0.5 * level, validation=1.0),
+            record("pooled", seed, 0.9 * level, validation=0.8),
+            record("pooled .3:1", seed, 0.6 * level, validation=0.9),
+            record("tsjt", seed, (0.8, 0.9, 0.7)[seed] * level, weights=(0.5, 0.5)),
+            record("tsjt", seed, 1.1 * level, poison="noise", weights=(0.0, 1.0)),
+            record("last value", seed, 1.5 * level),
+            record("gradient boosting", seed, 0.5 * level),
+        ]
+    return report.Evidence(records)
+
+
+def test_a_change_is_paired_by_run_and_in_percent_of_each_runs_own_reference(found):
+    change = found.change(SETTING, "tsjt", "target_only")
+    assert change.percent == pytest.approx(-20.0)  # of -20, -10 and -30 %, though the runs' levels differ fourfold
+    assert (change.wins, change.runs) == (3, 3)
+    half = 4.302653 * 10 / 3**0.5  # Student's t, 2 degrees of freedom
+    assert (change.low, change.high) == (pytest.approx(-20 - half, abs=1e-4), pytest.approx(-20 + half, abs=1e-4))
+
+
+def test_validation_chooses_the_reference_and_the_variant_never_the_test_period(found):
+    assert found.reference(SETTING) == "target_only"  # the other has half its test error
+    assert found.chosen(SETTING, report.RIVALS["pooled"]) == "pooled"
+    assert found.chosen(SETTING, ["IMTL-G"]) is None
+
+
+def test_a_run_that_one_side_lacks_is_left_out(found):
+    fewer = report.Evidence(
+        [record("target_only", seed, 1.0) for seed in (0, 1)] + [record("tsjt", seed, 0.5) for seed in (1, 2)]
+    )
+    assert fewer.change(SETTING, "tsjt", "target_only")[:1] == (-50.0,)
+    assert fewer.change(SETTING, "tsjt", "target_only").runs == 1
+    assert found.change(SETTING, "reptile", "target_only") is None
+
+
+def test_the_bars_name_what_does_not_hold(found):
+    text = report.bars(found)
+    assert "| tsjt against the target alone, mean of the 3-day settings at most -8 % | -20.0 % |" in text
+    assert "| no setting worse than +1 % | worst -20.0 % |" in text
+    assert "worst +10.0 % (noise, speed-la, 3 days); 1 of 1 above" in text
+    assert "| better than every naive and linear forecast in every setting | yes |" in text
+    assert (
+        "| better than gradient boosting in every setting | no: speed-la, 3 days (gradient boosting +60.0 %) |" in text
+    )
+
+
+def test_spoiled_sources_are_shown_with_how_many_were_left_out(found):
+    assert "| noise | +10.0 (3/6) |" in report.poison_table(found)
+
+
+def test_report_and_pictures_are_written(found, tmp_path, capsys):
+    records = [record("target_only", 0, 1.0), record("tsjt", 0, 0.5), record("last value", 0, 2.0)]
+    head = {"settings": harness.settings_of(harness.TRAINING), "date": "2000-01-01", "versions": {"torch": "0"}}
+    report.write_report(records, head, tmp_path, docs=False)
+    changes = json.loads((tmp_path / "evidence.json").read_text())["changes"]
+    assert [(row["strategy"], row["mae"], row["change"]["percent"]) for row in changes] == [
+        ("target_only", 1.0, 0.0),
+        ("tsjt", 0.5, -50.0),
+        ("last value", 2.0, 100.0),
+    ]
+    for picture in ("evidence_changes.png", "evidence_poisons.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert (
+        "| speed-la, 3 days | 1.000 / 2.000 (target_only) | 0.500 / 1.000 | -50.0 | 1 of 1 |" in capsys.readouterr().out
+    )
+
+
+def test_without_records_there_is_nothing_to_report(tmp_path, capsys):
+    report.write_report([], {}, tmp_path, docs=True)
+    assert capsys.readouterr().out == "no records yet\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_pages_show_the_records_that_are_kept():
+    file = harness.RESULTS / "records.jsonl"
+    kept = report.Evidence(harness.read_records(file))
+    head = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+    shown = report.render(kept, head, report.read_costs(harness.RESULTS))
+    for page, text in ((report.PAGE, shown), (report.README, report.main_table(kept))):
+        assert f"{report.BEGIN}\n\n{text}\n\n{report.END}" in page.read_text(encoding="utf-8")
