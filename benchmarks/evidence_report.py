@@ -429,7 +429,7 @@ def read_costs(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_report(records: list[dict[str, Any]], head: dict[str, Any], output: Path, docs: bool) -> None:
-    """``evidence.json`` with the numbers, and the tables: printed, and in ``docs/results.md`` and README if ``docs``."""
+    """``evidence.json`` with the numbers, and the tables: printed, and in the pages if ``docs``."""
     if not records:
         print("no records yet")
         return

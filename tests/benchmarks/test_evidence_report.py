@@ -103,7 +103,7 @@ def test_report_and_pictures_are_written(found, tmp_path, capsys):
     head = {"settings": harness.settings_of(harness.TRAINING), "date": "2000-01-01", "versions": {"torch": "0"}}
     report.write_report(records, head, tmp_path, docs=False)
     changes = json.loads((tmp_path / "evidence.json").read_text())["changes"]
-    assert [(row["strategy"], row["mae"], row["change"]["percent"]) for row in changes] == [
+    assert [(row["strategy"], row["mean_mae"], row["change"]["percent"]) for row in changes] == [
         ("target_only", 1.0, 0.0),
         ("tsjt", 0.5, -50.0),
         ("last value", 2.0, 100.0),
