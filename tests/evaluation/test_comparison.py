@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from tsjt_pyg.evaluation.metrics import Errors
 from tsjt_pyg.evaluation.naive import NAIVE_FITS
 from tsjt_pyg.evaluation.table import Comparison, RunRecord
 from tsjt_pyg.training import ModelConfig
+from tsjt_pyg.training.guard import SourceVerdict
 
 CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=4)
 SETTINGS = {"model": CONFIG, "steps": 10, "batch_size": 8, "lr": 1e-2, "seeds": 2, "verbose": False}
@@ -54,6 +56,15 @@ def test_the_guard_is_in_the_record_and_leaves_these_sources_in(comparison):
         assert run.best_step == SETTINGS["steps"]
         assert run.last != run.errors
     assert all(run.sources == [] for run in comparison.runs("pooled"))
+
+
+def test_a_verdict_without_a_finite_error_can_be_saved(task, tmp_path, monkeypatch):
+    verdicts = [SourceVerdict("north", math.inf, 1.0, 0.0), SourceVerdict("south", math.nan, 1.0, 0.0)]
+    monkeypatch.setattr("tsjt_pyg.training.trainer.judge_sources", lambda *_, **__: verdicts)
+    settings = {**SETTINGS, "steps": 2, "seeds": 1}
+    found = compare(*task, strategies=["tsjt"], naive=["last value"], output=tmp_path, **settings)
+    assert [source["error"] for source in found.runs("tsjt")[0].sources] == [None, None]
+    assert Comparison.load(tmp_path) == found
 
 
 def test_further_naive_forecasts_stand_in_the_order_asked_for(task):
