@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPORAL := torch-geometric-temporal==0.56.2
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint evidence evidence-quick clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Whether transfer helps, on real cities (TSJT_CITIES says where they lie): all of it takes hours and goes on where it
+# stopped; the quick one takes a minute or two.
+evidence: setup
+	$(BIN)/python benchmarks/evidence.py $(EVIDENCE_FLAGS)
+
+evidence-quick: setup
+	$(BIN)/python benchmarks/evidence.py --quick $(EVIDENCE_FLAGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

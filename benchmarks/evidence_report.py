@@ -1,2 +1,427 @@
-"""placeholder"""
-def write_report(*a, **k): pass
+"""Tables and pictures of what ``evidence.py`` recorded, and the page ``docs/results.md`` that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from tsjt_pyg.data.atomic import atomic_path
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "results.md"
+BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
+
+DEFAULT = "tsjt"
+ALONE = ("target_only", "target_only_2x")
+PLAIN = "target_only, plain network"
+TORCHJD = ("PCGrad", "GradVac", "CAGrad", "UPGrad", "IMTL-G")
+RIVALS = {
+    PLAIN: (PLAIN,),
+    "pooled": ("pooled", "pooled .3:1", "pooled .1:1"),
+    "fine-tuning": ("finetune", "finetune, lr .3", "finetune, lr .1", "finetune, head"),
+    "torchjd": TORCHJD,
+    "the paper's rule": ("tsjt_paper", "tsjt_paper with prompts"),
+}
+"""What the default is held against; of each, the variant that the validation days like best."""
+
+# Okabe and Ito's palette (2008).
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.55"
+
+
+class Change(NamedTuple):
+    """By how many percent an error differs from another, paired by run, with Student's 95 % interval."""
+
+    percent: float
+    low: float
+    high: float
+    wins: int
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.percent:+.1f} [{self.low:+.1f}, {self.high:+.1f}]" if self.runs > 1 else f"{self.percent:+.1f}"
+
+
+class Evidence:
+    """The records as a table with one row a training or naive forecast.
+
+    Args:
+        records: As :func:`evidence.read_records` gives them.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        rows = []
+        for record in records:
+            for run in record["runs"]:
+                rows.append(
+                    {
+                        **{key: record[key] for key in ("task", "days", "start", "seed", "poison", "unit")},
+                        "name": run["name"],
+                        "trained": run["seed"] is not None,
+                        "mae": run["errors"]["mean_mae"],
+                        "rmse": run["errors"]["mean_rmse"],
+                        "by_step": run["errors"]["mae"],
+                        "last": (run["last"] or run["errors"])["mean_mae"],
+                        "validation": run["validation_loss"],
+                        "seconds": run["seconds"],
+                        "guard_seconds": run["guard_seconds"],
+                        "sources": run["sources"],
+                        "minutes": record["minutes"],
+                    }
+                )
+        self.rows = pd.DataFrame(rows)
+        self.settings = list(dict.fromkeys(zip(self.rows.task, self.rows.days, strict=True)))
+        self.settings.sort(key=lambda setting: (-setting[1], setting[0]))
+
+    def runs(self, setting: tuple[str, int], name: str, poison: str = "") -> pd.DataFrame:
+        """The runs of a strategy in a setting, by seed."""
+        rows = self.rows
+        task, days = setting
+        kept = (rows.task == task) & (rows.days == days) & (rows.name == name) & (rows.poison == poison)
+        return rows[kept].set_index("seed").sort_index()
+
+    def change(
+        self, setting: tuple[str, int], name: str, reference: str, poison: str = "", column: str = "mae"
+    ) -> Change | None:
+        """Of a strategy against another, in the runs that both have."""
+        mine, other = self.runs(setting, name, poison)[column], self.runs(setting, reference)["mae"]
+        both = mine.index.intersection(other.index)
+        if both.empty:
+            return None
+        percent = 100 * (mine[both] / other[both] - 1)
+        half = 0.0
+        if len(both) > 1:
+            half = float(stats.t.ppf(0.975, len(both) - 1) * stats.sem(percent))
+        mean = float(percent.mean())
+        return Change(mean, mean - half, mean + half, int((percent < 0).sum()), len(both))
+
+    def chosen(self, setting: tuple[str, int], names: Iterable[str]) -> str | None:
+        """Of several strategies the one that the validation days like best, on the mean over the runs all have."""
+        tables = {name: self.runs(setting, name)["validation"].astype(float) for name in names}
+        tables = {name: values for name, values in tables.items() if len(values)}
+        if not tables:
+            return None
+        common = sorted(set.intersection(*(set(values.index) for values in tables.values())))
+        if not common:
+            return None
+        return min(tables, key=lambda name: float(tables[name][common].mean()))
+
+    def reference(self, setting: tuple[str, int]) -> str:
+        """Training on the target alone: with equal steps or equal compute, as validation prefers."""
+        return self.chosen(setting, ALONE) or ALONE[0]
+
+    def naive(self, setting: tuple[str, int]) -> list[str]:
+        """Names of the forecasts without a network."""
+        rows = self.rows
+        kept = (rows.task == setting[0]) & (rows.days == setting[1]) & ~rows.trained
+        return list(dict.fromkeys(rows[kept].name))
+
+    def names(self) -> list[str]:
+        """Trained strategies, unpoisoned."""
+        return list(dict.fromkeys(self.rows[self.rows.trained & (self.rows.poison == "")].name))
+
+    def poisons(self) -> list[str]:
+        return [poison for poison in dict.fromkeys(self.rows.poison) if poison]
+
+
+def _label(setting: tuple[str, int]) -> str:
+    return f"{setting[0]}, {setting[1]} day{'s' if setting[1] > 1 else ''}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _mean(changes: Iterable[Change | None]) -> float:
+    return float(np.mean([change.percent for change in changes if change is not None]))
+
+
+def main_table(evidence: Evidence) -> str:
+    """The default against the target alone and against forecasts without a network."""
+    rows = []
+    for setting in evidence.settings:
+        reference = evidence.reference(setting)
+        mine, change = evidence.runs(setting, DEFAULT), evidence.change(setting, DEFAULT, reference)
+        if change is None:
+            continue
+        other = evidence.runs(setting, reference)
+        naive = min(evidence.naive(setting), key=lambda n: float(evidence.runs(setting, n)["mae"].mean()))
+        rows.append(
+            [
+                _label(setting),
+                f"{other.mae.mean():.3f} / {other.rmse.mean():.3f} ({reference})",
+                f"{mine.mae.mean():.3f} / {mine.rmse.mean():.3f}",
+                f"{change}",
+                f"{change.wins} of {change.runs}",
+                f"{naive} {evidence.runs(setting, naive)['mae'].mean():.3f}",
+            ]
+        )
+    head = [
+        "setting",
+        "target alone, MAE / RMSE",
+        "tsjt, MAE / RMSE",
+        "change of MAE (%)",
+        "wins",
+        "best without a network",
+    ]
+    return _table(head, rows)
+
+
+def horizon_table(evidence: Evidence) -> str:
+    """MAE by step of the horizon: a quarter of it, half of it, all of it."""
+    rows = []
+    for setting in evidence.settings:
+        for name in (evidence.reference(setting), DEFAULT):
+            runs = evidence.runs(setting, name)
+            if runs.empty:
+                continue
+            errors = np.array(runs.by_step.tolist()).mean(axis=0)
+            minutes = runs.minutes.iloc[0]
+            steps = [len(errors) // 4 - 1, len(errors) // 2 - 1, len(errors) - 1]
+            steps = [max(step, 0) for step in steps]
+            cells = [f"{errors[step]:.3f} at {minutes[step]:g} min" for step in steps]
+            rows.append([_label(setting), name, *cells])
+    return _table(["setting", "strategy", "first quarter", "half", "end"], rows)
+
+
+def strategy_table(evidence: Evidence) -> str:
+    """Every strategy against the target alone, in percent of MAE."""
+    rows = []
+    for name in [*evidence.names(), *(n for n in evidence.naive(evidence.settings[0]))]:
+        changes = {s: evidence.change(s, name, evidence.reference(s)) for s in evidence.settings}
+        cells = ["" if change is None else f"{change.percent:+.1f}" for change in changes.values()]
+        means = []
+        for days in (3, 1):
+            found = [change for (_, d), change in changes.items() if d == days]
+            complete = found and all(change is not None for change in found)
+            means.append(f"{_mean(found):+.1f}" if complete else "")
+        rows.append([name, *cells, *means])
+    return _table(["strategy", *map(_label, evidence.settings), "mean, 3 days", "mean, 1 day"], rows)
+
+
+def rival_table(evidence: Evidence) -> str:
+    """The default against the best rival of each kind."""
+    rows = []
+    for setting in evidence.settings:
+        best = evidence.chosen(setting, [name for names in RIVALS.values() for name in names])
+        cells = []
+        for names in RIVALS.values():
+            rival = evidence.chosen(setting, names)
+            change = None if rival is None else evidence.change(setting, DEFAULT, rival)
+            cells.append("" if change is None else f"{change} ({rival})")
+        change = None if best is None else evidence.change(setting, DEFAULT, best)
+        rows.append([_label(setting), *cells, "" if change is None else f"{change} ({best})"])
+    return _table(["setting", *RIVALS, "the best of all"], rows)
+
+
+def poison_table(evidence: Evidence) -> str:
+    """The default with spoiled sources against the target alone."""
+    rows = []
+    for poison in evidence.poisons():
+        cells = []
+        for setting in evidence.settings:
+            change = evidence.change(setting, DEFAULT, evidence.reference(setting), poison)
+            cells.append("" if change is None else f"{change.percent:+.1f} ({_left_out(evidence, setting, poison)})")
+        rows.append([poison, *cells])
+    return _table(["all sources with", *map(_label, evidence.settings)], rows)
+
+
+def _left_out(evidence: Evidence, setting: tuple[str, int], poison: str) -> str:
+    verdicts = [verdict for sources in evidence.runs(setting, DEFAULT, poison).sources for verdict in sources]
+    return f"{sum(verdict['weight'] == 0 for verdict in verdicts)}/{len(verdicts)}"
+
+
+def checkpoint_table(evidence: Evidence) -> str:
+    """The chosen checkpoint against the last one."""
+    rows = []
+    for name in evidence.names():
+        changes = [evidence.change(s, name, name, column="last") for s in evidence.settings]
+        if all(change is None for change in changes):
+            continue
+        rows.append([name, *("" if change is None else f"{change.percent:+.1f}" for change in changes)])
+    return _table(["last instead of chosen", *map(_label, evidence.settings)], rows)
+
+
+def cost_table(evidence: Evidence) -> str:
+    """Seconds of a training, relative to target_only with the same number of steps."""
+    rows = []
+    for setting in evidence.settings:
+        mine, alone = evidence.runs(setting, DEFAULT), evidence.runs(setting, ALONE[0])
+        both = mine.index.intersection(alone.index)
+        if both.empty:
+            continue
+        ratio = (mine.seconds[both] / alone.seconds[both]).median()
+        share = (mine.guard_seconds[both] / mine.seconds[both]).median()
+        rows.append([_label(setting), f"{ratio:.2f}", f"{100 * share:.1f} %"])
+    return _table(["setting", "tsjt / target_only, seconds", "the guard's share of tsjt"], rows)
+
+
+def bars(evidence: Evidence) -> str:
+    """What is promised, and what was found."""
+    rows = []
+    main = {s: evidence.change(s, DEFAULT, evidence.reference(s)) for s in evidence.settings}
+    for days, bar in ((3, -8), (1, -20)):
+        found = [change for (_, d), change in main.items() if d == days]
+        if any(found):
+            promised = f"tsjt against the target alone, mean of the {days}-day settings at most {bar} %"
+            rows.append([promised, f"{_mean(found):+.1f} %"])
+    worst = max((change for change in main.values() if change), key=lambda change: change.percent, default=None)
+    if worst is not None:
+        rows.append(["no setting worse than +1 %", f"worst {worst.percent:+.1f} %"])
+    poisoned = {
+        (setting, poison): change
+        for setting in evidence.settings
+        for poison in evidence.poisons()
+        if (change := evidence.change(setting, DEFAULT, evidence.reference(setting), poison)) is not None
+    }
+    if poisoned:
+        (setting, poison), change = max(poisoned.items(), key=lambda item: item[1].percent)
+        above = sum(change.percent > 1.5 for change in poisoned.values())
+        told = f"worst {change.percent:+.1f} % ({poison}, {_label(setting)}); {above} of {len(poisoned)} above"
+        rows.append(["under every poison at most +1.5 %", told])
+    every = [name for names in RIVALS.values() for name in names]
+    rivals = [
+        change
+        for setting in evidence.settings
+        if (best := evidence.chosen(setting, every)) and (change := evidence.change(setting, DEFAULT, best))
+    ]
+    if rivals:
+        better = sum(change.high < 0 for change in rivals)
+        told = f"{_mean(rivals):+.1f} %, significant in {better} of {len(rivals)}"
+        rows.append(["against the best rival: mean at most -3 %, significant in 5 of 8", told])
+    boosting = "gradient boosting"
+    for kind, wanted in (("every naive and linear forecast", False), (boosting, True)):
+        lost = [
+            f"{_label(setting)} ({name} {change.percent:+.1f} %)"
+            for setting in evidence.settings
+            for name in evidence.naive(setting)
+            if (name == boosting) == wanted
+            and (change := evidence.change(setting, DEFAULT, name)) is not None
+            and change.percent >= 0
+        ]
+        rows.append([f"better than {kind} in every setting", "no: " + ", ".join(lost) if lost else "yes"])
+    return _table(["promised", "found"], rows)
+
+
+def plot_changes(evidence: Evidence, path: Path) -> None:
+    """The default against the target alone, setting by setting, with the runs as dots."""
+    figure = Figure(figsize=(8.6, 0.55 * len(evidence.settings) + 1.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, setting in enumerate(evidence.settings):
+        reference = evidence.reference(setting)
+        for name, colour, shift in ((DEFAULT, BLUE, -0.14), ("gradient boosting", ORANGE, 0.14)):
+            change = evidence.change(setting, name, reference)
+            if change is None:
+                continue
+            mine, other = evidence.runs(setting, name)["mae"], evidence.runs(setting, reference)["mae"]
+            both = mine.index.intersection(other.index)
+            axes.plot(100 * (mine[both] / other[both] - 1), [row + shift] * len(both), ".", color=colour, alpha=0.45)
+            axes.plot([change.low, change.high], [row + shift] * 2, color=colour, linewidth=2)
+            label = f"{name}" if row == 0 else None
+            axes.plot(
+                change.percent, row + shift, "o" if name == DEFAULT else "s", color=colour, markersize=7, label=label
+            )
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(evidence.settings)), [_label(s) for s in evidence.settings], fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("MAE against training on the target alone (%; left is better)")
+    axes.set_title("Test errors; dots: runs, lines: 95 % intervals of the mean", fontsize=10, loc="left")
+    axes.legend(fontsize=9, loc="best")
+    _save(figure, path)
+
+
+def plot_poisons(evidence: Evidence, path: Path) -> None:
+    """The default with real and with spoiled sources."""
+    kinds = ["", *evidence.poisons()]
+    figure = Figure(figsize=(8.6, 0.5 * len(kinds) + 1.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, poison in enumerate(kinds):
+        for setting in evidence.settings:
+            change = evidence.change(setting, DEFAULT, evidence.reference(setting), poison)
+            if change is not None:
+                marker = "o" if setting[1] == 3 else "D"
+                axes.plot(change.percent, row, marker, color=ORANGE if poison else BLUE, markersize=7, alpha=0.75)
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.axvline(1.5, color="0.3", linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(kinds)), ["real sources", *kinds[1:]], fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("MAE of tsjt against training on the target alone (%; left is better; dotted: +1.5 %)")
+    axes.set_title("A marker a setting: circles 3 visible days, diamonds 1", fontsize=10, loc="left")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def render(evidence: Evidence, head: dict[str, Any]) -> str:
+    """All tables as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    training, network = head["settings"]["training"], head["settings"]["network"]
+    about = (
+        f"{int(evidence.rows.trained.sum())} trainings of {network['cell']}, {network['hidden_channels']} channels, "
+        f"{training['steps']} steps (twice as many in target_only_2x), batches of {training['batch_size']} windows, lr "
+        f"{training['lr']:g}; begun {head['date']}, CPU, one thread a run; {versions}."
+    )
+    spoiled = "Change of MAE (%), and how many of the sources were left out in all runs together."
+    return "\n\n".join(
+        [
+            about,
+            "### What is promised and what was found",
+            bars(evidence),
+            "### Does transfer help?",
+            main_table(evidence),
+            "![MAE of tsjt against the target alone, by setting](evidence_changes.png)",
+            "### Against each kind of rival",
+            "Change of MAE (%) from the variant in brackets, which validation prefers of its kind.",
+            rival_table(evidence),
+            "### Spoiled sources",
+            spoiled,
+            poison_table(evidence),
+            "![MAE of tsjt with spoiled sources](evidence_poisons.png)",
+            "### All strategies",
+            "MAE against the target alone, in percent; negative is better.",
+            strategy_table(evidence),
+            "### By horizon",
+            "MAE in the unit of the readings.",
+            horizon_table(evidence),
+            "### The last checkpoint",
+            "Change of MAE (%) where the parameters after the last step are taken instead of the chosen ones.",
+            checkpoint_table(evidence),
+            "### Cost",
+            cost_table(evidence),
+        ]
+    )
+
+
+def write_report(records: list[dict[str, Any]], head: dict[str, Any], output: Path, docs: bool) -> None:
+    """``evidence.json`` with all numbers, and the tables: printed, and in ``docs/results.md`` if ``docs``."""
+    if not records:
+        print("no records yet")
+        return
+    evidence = Evidence(records)
+    text = render(evidence, head)
+    with atomic_path(output / "evidence.json") as temporary:
+        temporary.write_text(json.dumps({**head, "records": records}) + "\n", encoding="utf-8")
+    pictures = DOCS if docs else output
+    plot_changes(evidence, pictures / "evidence_changes.png")
+    plot_poisons(evidence, pictures / "evidence_poisons.png")
+    if docs:
+        page = PAGE.read_text(encoding="utf-8")
+        first, last = page.index(BEGIN) + len(BEGIN), page.index(END)
+        with atomic_path(PAGE) as temporary:
+            temporary.write_text(f"{page[:first]}\n\n{text}\n\n{page[last:]}", encoding="utf-8")
+    print(text)

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -40,29 +41,37 @@ def status(key: str) -> int:
     return int(lines[key].split()[0]) * 1024
 
 
-def measure(form: str, channels: int, nodes: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a forward and backward pass, and the resident memory of the whole process at most."""
+def measure(form: str, channels: int, sizes: list[int], repeats: int) -> dict[str, list[float]]:
+    """Seconds of a forward and backward pass in every repetition, the cities in turn, and the most resident memory of
+    the whole process."""
+    runs = [one_pass(form, channels, nodes) for nodes in sizes]
+    taken: list[list[float]] = [[] for _ in runs]
+    gc.collect()
+    for repeat in range(-1, repeats):  # the first one warms up
+        for run, seconds in zip(runs, taken, strict=True):
+            begin = time.perf_counter()
+            run()
+            if repeat >= 0:
+                seconds.append(time.perf_counter() - begin)
+    return {"seconds": [statistics.median(seconds) for seconds in taken], "peak": [float(status("VmHWM"))]}
+
+
+def one_pass(form: str, channels: int, nodes: int) -> Callable[[], None]:
     torch.manual_seed(0)
     module = NodePrompting(1, channels, SLOTS, prompt_graph=form)
     edges = torch.randint(0, nodes, (2, EDGES_A_NODE * nodes))
     weight, x = torch.rand(edges.size(1)), torch.randn(1, STEPS, nodes, 1)
     gradient = torch.randn(1, STEPS, nodes, 1 + channels)
-    taken = []
-    gc.collect()
-    for _ in range(repeats + 1):  # the first one warms up
-        begin = time.perf_counter()
-        module(x, edges, weight).backward(gradient)
-        taken.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(taken[1:]), "peak": float(status("VmHWM"))}
+    return lambda: module(x, edges, weight).backward(gradient)
 
 
-def in_a_process(form: str, channels: int, nodes: int, repeats: int, threads: int) -> dict[str, float]:
-    child = json.dumps([form, channels, nodes, repeats])
+def in_a_process(form: str, channels: int, sizes: list[int], repeats: int, threads: int) -> dict[str, list[float]]:
+    child = json.dumps([form, channels, sizes, repeats])
     command = [sys.executable, __file__, "--threads", str(threads), "--child", child]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -80,8 +89,9 @@ def prompt_section(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
     _, middle, large = sizes
     text = [
         f"One window of {STEPS} steps, one channel, {SLOTS} slots, {EDGES_A_NODE} random edges a node; forward and "
-        f"backward, medians of {arguments.repeats} after a warm-up (a third of them in the largest city), each in a "
-        "process of its own. Resident memory of the whole process.",
+        f"backward, medians of {arguments.repeats} after a warm-up, each form in a process of its own that times "
+        f"{middle:,} and {large:,} nodes in turn: on a shared machine both see the same. Resident memory of the whole "
+        f"process of a city; that of {large:,} nodes holds the input of {middle:,} too.",
         "",
         "| prompt graph | channels | nodes | seconds | s a node, times that of "
         f"{middle:,} nodes | peak resident memory (MiB) |",
@@ -93,9 +103,10 @@ def prompt_section(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
             nodes = sizes[:2] if form == "topk" else sizes
             seconds, peak = {}, {}
             for n in nodes:
-                repeats = max(1, arguments.repeats // 3) if n == large else arguments.repeats
-                found = in_a_process(form, channels, n, repeats, arguments.threads)
-                seconds[n], peak[n] = found["seconds"], found["peak"]
+                timed = [middle, large] if n == large else [n]
+                found = in_a_process(form, channels, timed, arguments.repeats, arguments.threads)
+                seconds.update(zip(timed, found["seconds"], strict=True))
+                (peak[n],) = found["peak"]
             for n in nodes:
                 relative = seconds[n] / n / (seconds[middle] / middle)
                 text.append(

@@ -61,6 +61,9 @@ Cell = Annotated[str, typer.Option(help=f"Recurrent cell: {', '.join(CELLS)}.")]
 Hidden = Annotated[int, typer.Option(help="Size of the hidden state.", min=1)]
 Prompts = Annotated[int, typer.Option(help="Slots of the prompt bank; 0: no node prompts.", min=0)]
 History = Annotated[int, typer.Option(help="Steps in.", min=1)]
+Profile = Annotated[
+    bool, typer.Option("--profile/--no-profile", help="Let the model see each node's typical day, of the visible days.")
+]
 Horizon = Annotated[int, typer.Option(help="Steps out.", min=1)]
 Threads = Annotated[int, typer.Option(help="Threads of a run; for models this small, one is fastest.", min=1)]
 Device = Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, cuda:1, …")]
@@ -204,6 +207,12 @@ def _verify(entries: list[CityEntry]) -> None:
         raise typer.Exit(1)
 
 
+def _config(cell: str, hidden: int, prompts: int, profile: bool, history: int, horizon: int) -> ModelConfig:
+    return ModelConfig(
+        cell=cell, hidden_channels=hidden, num_prompts=prompts, profile=profile, history=history, horizon=horizon
+    )
+
+
 @app.command()
 def train(
     target: Target,
@@ -220,6 +229,7 @@ def train(
     cell: Cell = "GConvGRU",
     hidden: Hidden = 32,
     prompts: Prompts = 0,
+    profile: Profile = True,
     history: History = 12,
     horizon: Horizon = 12,
     seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.", min=0, max=2**31)] = 0,
@@ -233,7 +243,7 @@ def train(
         task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
         test.windows(history, horizon)
-        config = ModelConfig(cell=cell, hidden_channels=hidden, num_prompts=prompts, history=history, horizon=horizon)
+        config = _config(cell, hidden, prompts, profile, history, horizon)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         model = config.build().to(_device(device))
@@ -263,6 +273,7 @@ def train(
             "best_step": result.best_step,
             "log": result.log,
             "optimizer": result.stats,
+            "sources": [vars(verdict) for verdict in result.verdicts],
             "seconds": result.seconds,
         }
         save_json(output / METRICS, metrics)
@@ -279,6 +290,8 @@ def train(
             highlight=False,
             soft_wrap=True,
         )
+        for verdict in result.verdicts:
+            out.print(f"source {verdict}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -297,6 +310,7 @@ def compare(
     cell: Cell = "GConvGRU",
     hidden: Hidden = 32,
     prompts: Prompts = 0,
+    profile: Profile = True,
     history: History = 12,
     horizon: Horizon = 12,
     jobs: Annotated[int | None, typer.Option(help="Runs at the same time. Default: one a core.", min=1)] = None,
@@ -316,9 +330,7 @@ def compare(
                 _names(strategies) or [],
                 visible_days=visible_days,
                 seeds=seeds,
-                model=ModelConfig(
-                    cell=cell, hidden_channels=hidden, num_prompts=prompts, history=history, horizon=horizon
-                ),
+                model=_config(cell, hidden, prompts, profile, history, horizon),
                 steps=steps,
                 batch_size=batch_size,
                 lr=lr,

@@ -1,11 +1,12 @@
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
 from tsjt_pyg._compat import import_temporal
-from tsjt_pyg.nn import Forecaster, NodePrompting
+from tsjt_pyg.nn import Forecaster, NodePrompting, cell_stack
 from tsjt_pyg.nn.features import clock_features
 
 recurrent = import_temporal().nn.recurrent
@@ -301,3 +302,47 @@ print(model(torch.randn(2, 3, 5, 1), torch.tensor([[0], [1]])).shape)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "torch.Size([2, 2, 5, 1])", done.stderr
+
+
+# --- the compiler
+
+
+@pytest.fixture
+def compiled_names(monkeypatch):
+    """Names of the functions that were compiled."""
+    compile_function, names = torch.compile, []
+
+    def compile_quickly(function):
+        names.append(function.__name__)
+        return compile_function(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    for clear in (torch.compiler.reset, cell_stack._compiled.cache_clear):
+        clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        yield names
+    for clear in (torch.compiler.reset, cell_stack._compiled.cache_clear):
+        clear()
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_compiled_recurrence_gives_the_same_forecast_and_gradients(decoder, compiled_names):
+    found = []
+    x, mask, clock = sample()
+    for compile in (False, True):
+        torch.manual_seed(0)
+        cells = [recurrent.TGCN(6, 8) for _ in range(1 + decoder)]
+        model = Forecaster(cells[0], HISTORY, HORIZON, 2, decoder=cells[1] if decoder else None, compile=compile)
+        torch.nn.init.normal_((model.head.readout if decoder else model.head[-1]).weight)
+        out = model(x, ROAD, x_mask=mask, time_of_day=clock)
+        found.append([out, *torch.autograd.grad(out.pow(2).sum(), [*model.parameters()])])
+    assert compiled_names == ["run_tgcn"]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("cell", "compile"), [("GConvGRU", False), ("GRU", True)])
+def test_nothing_is_compiled_unasked_nor_for_cells_that_have_no_need(cell, compile, compiled_names):
+    model, (x, _, clock) = make(cell, compile=compile), sample()
+    model(x, ROAD, time_of_day=clock)
+    assert compiled_names == []

@@ -1,5 +1,6 @@
 """Measuring forecasts, and comparing strategies honestly."""
 
+from .advice import Advice, advise
 from .city_plot import plot_city
 from .comparison import compare
 from .metrics import Errors, HorizonErrors, masked_mae, masked_mape, masked_rmse
@@ -8,9 +9,11 @@ from .prompt_plot import mean_slot_share, plot_shared_prompts
 from .table import Comparison
 
 __all__ = [
+    "Advice",
     "Comparison",
     "Errors",
     "HorizonErrors",
+    "advise",
     "compare",
     "masked_mae",
     "masked_mape",

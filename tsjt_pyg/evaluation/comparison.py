@@ -78,7 +78,7 @@ def compare(
             seeds give the same table.
         device: Where models are trained.
         output: Folder for ``comparison.json``, ``comparison.csv`` and ``comparison.png``.
-        verbose: Print the table.
+        verbose: Print the table and what it advises.
         progress: Called with finished and all optimizer steps.
 
     Raises:

@@ -60,7 +60,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how many percent a mean absolute error is below that of ``target_only``, with a 95 % interval.
+    """By how many percent a mean absolute error is below that of another strategy, with a 95 % interval.
 
     Paired by seed: the interval is Student's t over the seeds' differences, absent for fewer than two seeds. It holds
     the randomness of initial parameters and batches, not that of the days.
@@ -112,11 +112,11 @@ class Comparison:
             raise ValueError(f"name: expected one of {', '.join(self.names)}, found {name!r}")
         return found
 
-    def gain(self, name: str) -> Gain | None:
-        """The gain over ``target_only``; ``None`` for itself or where it was not run."""
-        if name == REFERENCE or REFERENCE not in self.names:
+    def gain(self, name: str, over: str = REFERENCE) -> Gain | None:
+        """The gain over another strategy; ``None`` over itself or where that was not run."""
+        if name == over or over not in self.names:
             return None
-        reference = {run.seed: run.errors.mean_mae for run in self.runs(REFERENCE)}
+        reference = {run.seed: run.errors.mean_mae for run in self.runs(over)}
         mine = {run.seed: run.errors.mean_mae for run in self.runs(name)}
         base = float(np.mean(list(reference.values())))
         differences = [100 * (mae - mine.get(seed, mine.get(None, np.nan))) / base for seed, mae in reference.items()]
@@ -185,7 +185,9 @@ class Comparison:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def show(self, console: Console | None = None) -> None:
-        """Prints the table."""
+        """Prints the table, and whether it advises to transfer (:func:`~tsjt_pyg.evaluation.advise`)."""
+        from .advice import advise
+
         header, rows = self.cells()
         table = Table(title=self.title, box=None, pad_edge=False, title_justify="left", header_style="bold")
         for number, name in enumerate(header):
@@ -197,6 +199,10 @@ class Comparison:
             # A pipe or a narrow window would cut columns; a long line is better than a lost number.
             console = Console(width=max(console.width, 132))
         console.print(table)
+        advice = advise(self)
+        if advice is not None:
+            label = "[bold green]advice:[/]" if advice.transfer else "[bold yellow]warning:[/]"
+            console.print(label, advice.text.replace("[", r"\["), highlight=False, soft_wrap=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain numbers and strings."""

@@ -12,7 +12,8 @@ from torch.nn import Module
 from tsjt_pyg.nn.adapters import adapt, temporal_name
 from tsjt_pyg.nn.road_graph import check_edges, road_graph
 
-_FAST = ("GConvGRU", "GConvLSTM", "GCLSTM", "TGCN", "TGCN2", "A3TGCN", "A3TGCN2", "DCRNN", "BatchedDCRNN")
+FAST = ("GConvGRU", "GConvLSTM", "GCLSTM", "TGCN", "TGCN2", "A3TGCN", "A3TGCN2", "DCRNN", "BatchedDCRNN")
+"""Names of the cells of torch-geometric-temporal that :func:`accelerate` takes."""
 
 
 def accelerate(cell: Module, compile: bool = False) -> Accelerated:
@@ -63,9 +64,9 @@ class Accelerated(Module):
     def __init__(self, cell: Module, compile: bool = False) -> None:
         super().__init__()
         kind = temporal_name(cell)
-        if kind not in _FAST and not isinstance(cell, torch.nn.GRU):
+        if kind not in FAST and not isinstance(cell, torch.nn.GRU):
             raise TypeError(
-                f"cell must be {', '.join(_FAST)} of torch_geometric_temporal or torch.nn.GRU, found "
+                f"cell must be {', '.join(FAST)} of torch_geometric_temporal or torch.nn.GRU, found "
                 f"{type(cell).__module__}.{type(cell).__qualname__}; a Forecaster runs other layers, too"
             )
         adapter = adapt(cell)

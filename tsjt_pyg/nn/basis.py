@@ -26,11 +26,15 @@ class Basis:
         \mathbf{X}_k = 2 \mathbf{P}_k \mathbf{X}_{a_k} - \mathbf{X}_{b_k}
 
     Args:
-        terms: :math:`\mathbf{P}_k, a_k, b_k` for :math:`k = 1, 2, \ldots`
+        terms: :math:`\mathbf{P}_k, a_k, b_k` for :math:`k = 1, 2, \ldots` What is made of an earlier term has to have
+            that one's operator.
         first: The polynomials before this one serve the others only and are no part of the basis.
     """
 
     def __init__(self, terms: tuple[Term, ...] = (), first: int = 0) -> None:
+        for term in terms:
+            for earlier in (term.of, term.less or 0):
+                assert earlier == 0 or terms[earlier - 1].operator is term.operator, "a polynomial of one operator"
         self.terms = terms
         self.first = first
 
@@ -49,13 +53,16 @@ class Basis:
         """Whether every operator is a matrix at hand in this precision, as :meth:`fill` and :meth:`pull` need it."""
         return all(term.operator.matrices is not None and term.operator.weight.dtype == dtype for term in self.terms)
 
-    def fill(self, features: list[Tensor]) -> None:
-        """The same, into memory at hand: from the first of these ``[N, ...]``, overwrites the others."""
+    def fill(self, features: list[Tensor], transpose: bool = False) -> None:
+        """The same, into memory at hand: from the first of these ``[N, ...]``, overwrites the others.
+
+        With ``transpose``, by the transposed operators: the transpose of every polynomial, each being of one operator.
+        """
         for (operator, of, less), out in zip(self.terms, features[1:], strict=True):
             if less is None:
-                operator.apply_(out, features[of])
+                operator.apply_(out, features[of], transpose=transpose)
             else:
-                operator.apply_(out.copy_(features[less]), features[of], beta=-1.0, alpha=2.0)
+                operator.apply_(out.copy_(features[less]), features[of], beta=-1.0, alpha=2.0, transpose=transpose)
 
     def pull(self, gradients: list[Tensor]) -> None:
         """The transpose of :meth:`fill`: adds to the first what the gradients of the others are worth there.

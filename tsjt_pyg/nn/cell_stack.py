@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import Module, ModuleList
 
-from .adapters import GOING_ON, CellAdapter, adapt, embedded, summary
+from .accelerate import FAST
+from .adapters import GOING_ON, CellAdapter, Run, adapt, embedded, summary, temporal_name
 from .recurrences import State
 from .road_graph import RoadGraph
 
@@ -85,6 +87,7 @@ def run_stack(
     graph: RoadGraph,
     starts: Sequence[State] | None = None,
     node_embedding: Tensor | None = None,
+    compile: bool = False,
 ) -> tuple[Tensor, list[State]]:
     """What the highest cell knows at the end, and what each would go on from.
 
@@ -94,6 +97,7 @@ def run_stack(
         graph: The road network.
         starts: What each cell starts from; default: zero.
         node_embedding: ``[N, D]``, for the cells that need one.
+        compile: Compile the cells which :func:`tsjt_pyg.nn.accelerate` takes, but for :class:`torch.nn.GRU`.
 
     Shapes:
         - **output:** ``[N, B, F]``, and ``[N, B, F]`` each
@@ -103,13 +107,20 @@ def run_stack(
     for number, cell in enumerate(cells):
         adapter = adapt(cell)
         start = None if starts is None else starts[number]
-        states, end = adapter.run(cell, x, embedded(adapter, graph, node_embedding), start)
+        run = _compiled(adapter.run) if compile and temporal_name(cell) in FAST else adapter.run
+        states, end = run(cell, x, embedded(adapter, graph, node_embedding), start)
         ends.append(end)
         if number + 1 < len(cells):
             if len(states) != steps:
                 raise ValueError(_one_state(number, cell))
             x = torch.stack(states, dim=1)
     return summary(adapter, states), ends
+
+
+@cache
+def _compiled(run: Run) -> Run:
+    """Once for all models: a model that kept what was compiled could not be pickled."""
+    return torch.compile(run)
 
 
 def _check_sizes(cells: Sequence[Module], adapters: Sequence[CellAdapter], name: str) -> None:

@@ -94,6 +94,10 @@ class Forecaster(Module):
             encoder-decoder. ``None``: all steps at once, by an MLP.
         city_embedding: Embeddings :math:`\mathbf{e}` of the nodes of each city, seen at each step, or given to AGCRN
             in place of that. ``None``: no parameter belongs to a city.
+        compile: Compile the recurrence of cell and decoder with :func:`torch.compile`, where the cell is one of those
+            of torch-geometric-temporal that :func:`~tsjt_pyg.nn.accelerate` takes (others run as they are). Meant for
+            GPUs; the compilation takes a while and happens again where shapes change, and compiled code has no second
+            derivatives.
         center: Forecast the difference to the last observed value.
         time_of_day: Let the model see the time of day. If false, ``time_of_day`` of :meth:`forward` is used for the
             length of a step only.
@@ -129,6 +133,7 @@ class Forecaster(Module):
         *,
         decoder: Module | Sequence[Module] | None = None,
         city_embedding: CityEmbedding | None = None,
+        compile: bool = False,
         center: bool = True,
         time_of_day: bool = True,
         day_of_week: bool = False,
@@ -176,6 +181,7 @@ class Forecaster(Module):
         self.horizon = horizon
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.compile_recurrence = compile  # Module.compile is a method
         self.center = center
         self.time_of_day = time_of_day
         self.day_of_week = day_of_week
@@ -251,7 +257,9 @@ class Forecaster(Module):
         graph = road_graph(edge_index, edge_weight, nodes)
         # Nodes first, as the cells want them: the features rather than what they become, which is larger.
         embedded = self.embedding(torch.cat(features, dim=-1).permute(2, 1, 0, 3).contiguous())
-        state, ends = run_stack(cells_of(self.cell), embedded, graph, None, of_nodes)
+        # Where the whole model is compiled, its cells are with it.
+        compiles = self.compile_recurrence and not torch.compiler.is_compiling()
+        state, ends = run_stack(cells_of(self.cell), embedded, graph, None, of_nodes, compiles)
 
         if isinstance(self.head, RecurrentHead):
             later = horizon_clock(time_of_day, day_of_week, self.horizon)
@@ -263,7 +271,7 @@ class Forecaster(Module):
                 known.append(of_nodes.to(x.dtype)[:, None, None].expand(-1, self.horizon, windows, -1))
             if typical is not None:
                 known.append(typical[:, steps:].permute(2, 1, 0, 3))
-            forecast = self.head(ends, torch.cat(known, dim=-1), graph, of_nodes).permute(2, 1, 0, 3)
+            forecast = self.head(ends, torch.cat(known, dim=-1), graph, of_nodes, compiles).permute(2, 1, 0, 3)
         else:
             summary = [state.transpose(0, 1), level[:, 0]]
             if clock is not None:

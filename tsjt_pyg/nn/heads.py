@@ -69,7 +69,12 @@ class RecurrentHead(Module):
         start_at_zero(self.readout)
 
     def forward(
-        self, states: Sequence[State], known: Tensor, graph: RoadGraph, node_embedding: Tensor | None
+        self,
+        states: Sequence[State],
+        known: Tensor,
+        graph: RoadGraph,
+        node_embedding: Tensor | None,
+        compile: bool = False,
     ) -> Tensor:
         """``known`` is ``[N, horizon, B, step_channels]``, the forecast ``[N, horizon, B, out_channels]``."""
         cells = cells_of(self.cell)
@@ -77,7 +82,7 @@ class RecurrentHead(Module):
         outputs = []
         for step in known.unbind(1):
             x = self.embedding(torch.cat([output, step], dim=-1))
-            hidden, states = run_stack(cells, x.unsqueeze(1), graph, states, node_embedding)
+            hidden, states = run_stack(cells, x.unsqueeze(1), graph, states, node_embedding, compile)
             output = self.readout(hidden)
             outputs.append(output)
         return torch.stack(outputs, dim=1)

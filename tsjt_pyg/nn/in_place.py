@@ -2,13 +2,13 @@
 
 On a CPU what these recurrences cost beyond their products is memory: a tensor fresh from the system is paid for page
 by page, several times what the arithmetic on it takes. Here the buffers of one step serve all steps, products are
-added up in place, the polynomials of a state are made again in the backward pass rather than kept, and whatever
-concerns each node alone goes through in blocks of rows that stay in the cache.
+added up in place, the polynomials of a state are not kept for the backward pass, and whatever concerns each node alone
+goes through in blocks of rows that stay in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ ROWS = 2048
 class GRUInPlace(torch.autograd.Function):
     """The states after each step, ``[N, B, F]`` each.
 
-    Takes the bases of input and state, ``keep`` (whether there will be a backward pass), x ``[T, N, B, C]``, the state
-    to start from, and the tensors of :class:`tsjt_pyg.nn.recurrences.GRUWeights`.
+    Takes the bases of input and state (one for both, or a state's without terms), ``keep`` (whether there will be a
+    backward pass), x ``[T, N, B, C]``, the state to start from, and the tensors of
+    :class:`tsjt_pyg.nn.recurrences.GRUWeights`.
     """
 
     @staticmethod
@@ -83,58 +84,70 @@ class GRUInPlace(torch.autograd.Function):
 
             given = (x, start, inputs, bias, state_gates, state_candidate)
             return None, None, *_of_plain(plain, of_states, given, ctx)
-        weights_t = (inputs, state_gates, state_candidate)
-        grads = [torch.zeros_like(weight) for weight in weights_t]
-        of_input, of_gates, of_candidate = _chunks(weights_t, bases)
-        d_input, d_gates, d_candidate = _chunks(grads, bases)
-        d_bias, d_x = torch.zeros_like(bias), torch.zeros_like(x) if ctx.needs_input_grad[2] else None
-        d_gate = torch.empty_like(gates[0])
-        input_terms, state_terms, reset_terms = (
-            _buffers(bases[0], x[0]),
-            _buffers(bases[1], start),
-            _buffers(bases[1], start),
-        )
-        reset_terms[0] = torch.empty_like(start)
-        d_inputs, d_states, d_state = _buffers(bases[0], x[0]), _buffers(bases[1], start), torch.zeros_like(start)
-        d_reset = torch.empty_like(start)
+        grads = [torch.zeros_like(weight) for weight in (inputs, state_gates, state_candidate)]
+        of_input, of_gates, of_candidate = _chunks((inputs, state_gates, state_candidate), bases)
+        d_of_input, d_of_gates, d_of_candidate = _chunks(grads, bases)
+        d_bias, d_state, first = torch.zeros_like(bias), torch.zeros_like(start), bases[1].first
+        d_x = None
+        if ctx.needs_input_grad[2]:  # one basis for both: written once, else added to
+            d_x = torch.empty_like(x) if bases[0] is bases[1] else torch.zeros_like(x)
+        # The transposed operators go through the gradients of the gates rather than of what goes into the gates: the
+        # weights' gradients need the same, and no polynomial has to be made again.
+        shared = bases[0] is bases[1]
+        if shared:
+            d_gates, d_candidate = (
+                _buffers(bases[1], start.new_empty(*start.shape[:-1], width)) for width in (2 * size, size)
+            )
+            of_parts = [[w[:, : 2 * size] for w in of_input], [w[:, 2 * size :] for w in of_input]]
+            d_of_parts = [[w[:, : 2 * size] for w in d_of_input], [w[:, 2 * size :] for w in d_of_input]]
+        else:
+            d_gate = start.new_empty(*start.shape[:-1], 3 * size)
+            d_gates, d_candidate = [d_gate[..., : 2 * size]], [d_gate[..., 2 * size :]]
+            input_terms, d_inputs = _buffers(bases[0], x[0]), _buffers(bases[0], x[0])
+        spare = start.new_empty(2, min(ROWS, gates.size(1)), size)
         for t in range(len(states) - 1, -1, -1):
             state, gate = states[t - 1] if t else start, gates[t]
             if (of_this := of_states[t]) is not None:
                 d_state += of_this
-            input_terms[0], state_terms[0] = x[t], state
-            bases[0].fill(input_terms)
-            bases[1].fill(state_terms)
-            torch.mul(_flat(state), gate[:, size : 2 * size], out=_flat(reset_terms[0]))
-            bases[1].fill(reset_terms)
-            d_states[0] = d_reset
             for rows in _blocks(state):
                 update, candidate = gate[rows, :size], gate[rows, 2 * size :]
-                d_new, d_update, d_inner = _flat(d_state)[rows], d_gate[rows, :size], d_gate[rows, 2 * size :]
+                d_new, d_inner, d_update = (_flat(d)[rows] for d in (d_state, d_candidate[0], d_gates[0][..., :size]))
                 torch.sub(_flat(state)[rows], candidate, out=d_update).mul_(d_new)
                 _sigmoid_backward_(d_update, update)
                 torch.addcmul(d_new, d_new, update, value=-1.0, out=d_inner)
                 _tanh_backward_(d_inner, candidate)
                 d_new.mul_(update)
-                _pull_products(_at(d_states, rows), d_inner, of_candidate)
-                _add_outer(d_candidate, _at(reset_terms, rows), d_inner)
-            bases[1].pull(d_states)
-            d_states[0] = d_state
-            if d_x is not None:
-                d_inputs[0] = d_x[t]
+            bases[1].fill(d_candidate, transpose=True)
             for rows in _blocks(state):
-                reset, d_inner = gate[rows, size : 2 * size], d_gate[rows, size : 2 * size]
-                torch.mul(_flat(d_reset)[rows], _flat(state)[rows], out=d_inner)
-                _sigmoid_backward_(d_inner, reset)
-                _flat(d_state)[rows].addcmul_(_flat(d_reset)[rows], reset)
-                both = d_gate[rows, : 2 * size]
-                _pull_products(_at(d_states, rows), both, of_gates, add_to_first=True)
-                _add_outer(d_gates, _at(state_terms, rows), both)
-                _add_outer(d_input, _at(input_terms[bases[0].first :], rows), d_gate[rows])
-                d_bias += d_gate[rows].sum(0)
-                if d_x is not None:
-                    _pull_products(_at(d_inputs[bases[0].first :], rows), d_gate[rows], of_input)
-            bases[1].pull(d_states)
-            if d_x is not None:
+                before, reset, inner = _flat(state)[rows], gate[rows, size : 2 * size], _at(d_candidate[first:], rows)
+                kept, d_kept = spare[:, : before.size(0)]
+                _pull_sum(d_kept, inner, of_candidate)
+                _add_outers(d_of_candidate, torch.mul(before, reset, out=kept), inner)
+                _flat(d_state)[rows].addcmul_(d_kept, reset)
+                _sigmoid_backward_(torch.mul(d_kept, before, out=_flat(d_gates[0][..., size:])[rows]), reset)
+            bases[1].fill(d_gates, transpose=True)
+            if not shared:
+                input_terms[0], d_inputs[0] = x[t], x[t] if d_x is None else d_x[t]
+                bases[0].fill(input_terms)
+            for rows in _blocks(state):
+                both = _at(d_gates[first:], rows)
+                _pull_sum(_flat(d_state)[rows], both, of_gates, add=True)
+                _add_outers(d_of_gates, _flat(state)[rows], both)
+                if shared:
+                    parts = both, _at(d_candidate[first:], rows)
+                    d_bias[: 2 * size] += _flat(d_gates[0])[rows].sum(0)
+                    d_bias[2 * size :] += _flat(d_candidate[0])[rows].sum(0)
+                    for d_weights, weights, gradients in zip(d_of_parts, of_parts, parts, strict=True):
+                        _add_outers(d_weights, _flat(x[t])[rows], gradients)
+                        if d_x is not None:
+                            _pull_sum(_flat(d_x[t])[rows], gradients, weights, add=gradients is not both)
+                else:
+                    part = _flat(d_gate)[rows]
+                    d_bias += part.sum(0)
+                    _add_outer(d_of_input, _at(input_terms[bases[0].first :], rows), part)
+                    if d_x is not None:
+                        _pull_products(_at(d_inputs[bases[0].first :], rows), part, of_input)
+            if d_x is not None and not shared:
                 bases[0].pull(d_inputs)
         return None, None, d_x, d_state, grads[0], d_bias, grads[1], grads[2]
 
@@ -316,19 +329,28 @@ def _add_products(out: Tensor, terms: list[Tensor], weights: tuple[Tensor, ...])
     return out
 
 
-def _pull_products(
-    terms: list[Tensor], gradient: Tensor, weights: tuple[Tensor, ...], add_to_first: bool = False
-) -> None:
-    for position, (term, weight) in enumerate(zip(terms, weights, strict=True)):
-        if add_to_first and position == 0:
-            term.addmm_(gradient, weight.t())
+def _pull_products(terms: list[Tensor], gradient: Tensor, weights: tuple[Tensor, ...]) -> None:
+    for term, weight in zip(terms, weights, strict=True):
+        torch.mm(gradient, weight.t(), out=term)
+
+
+def _pull_sum(out: Tensor, gradients: list[Tensor], weights: Sequence[Tensor], add: bool = False) -> None:
+    for gradient, weight in zip(gradients, weights, strict=True):
+        if add:
+            out.addmm_(gradient, weight.t())
         else:
-            torch.mm(gradient, weight.t(), out=term)
+            torch.mm(gradient, weight.t(), out=out)
+        add = True
 
 
 def _add_outer(out: tuple[Tensor, ...], terms: list[Tensor], gradient: Tensor) -> None:
     for weight, term in zip(out, terms, strict=True):
         weight.addmm_(term.t(), gradient)
+
+
+def _add_outers(out: Sequence[Tensor], features: Tensor, gradients: list[Tensor]) -> None:
+    for weight, gradient in zip(out, gradients, strict=True):
+        weight.addmm_(features.t(), gradient)
 
 
 def _sigmoid_backward_(gradient: Tensor, output: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ def gru_states(
     if start is None:
         start = (x.new_zeros(*x.shape[1:-1], weights.state_candidate.size(-1)),)
     tensors = (x.contiguous(), start[0].contiguous(), *weights)
-    if _runs_in_place(tensors, input_basis, state_basis):
+    # GRUInPlace has one basis for both, or one for the input alone: no cell needs more.
+    one_basis = input_basis is state_basis or not state_basis.terms
+    if one_basis and _runs_in_place(tensors, input_basis, state_basis):
         states = list(GRUInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors))
         return states, (states[-1],)
     return plain_gru_states(x, input_basis, state_basis, weights, start[0])

@@ -1,6 +1,7 @@
 """Strategies, and the training that follows them."""
 
 from .forecasting import forecast_windows
+from .guard import SourceVerdict
 from .losses import masked_mae
 from .model_config import CELLS, ModelConfig
 from .saved_model import SavedModel
@@ -13,6 +14,7 @@ __all__ = [
     "FitResult",
     "ModelConfig",
     "SavedModel",
+    "SourceVerdict",
     "Strategy",
     "fit",
     "forecast_windows",

@@ -15,11 +15,14 @@ from ..data.last_value import last_value, node_means
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
 
-WINDOWS = 96
+WINDOWS = 64
 """Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
 
-SHARE = 0.06
+SHARE = 0.055
 """Of a joint training's windows: what judging all sources may take."""
+
+MARGIN = 0.03
+"""By which a zero-shot forecast may miss the bar where there is no profile, so that few windows of one day judge."""
 
 PERSISTENCE = 0.5
 """Of the target's persistence: what a source needs at least."""
@@ -36,7 +39,7 @@ class SourceVerdict:
     Args:
         name: Of the source city.
         error: MAE on the target's visible windows of a model that saw a few steps of this source alone, relative to the
-            best naive forecast of them. It has to be below 1.
+            best naive forecast of them. It has to be below 1, or 1 + :data:`MARGIN` of a single visible day.
         persistence: Correlation of one step's readings with the next's, relative to the target's. It has to be at least
             :data:`PERSISTENCE`.
         weight: Its share of the sources' turns; 0: it was left out.
@@ -46,6 +49,10 @@ class SourceVerdict:
     error: float
     persistence: float
     weight: float
+
+    def __str__(self) -> str:
+        what = f"contributes, weight {self.weight:.2g}" if self.weight > 0 else "was left out"
+        return f"{self.name} {what} (zero-shot error {self.error:.2f}, persistence {self.persistence:.2f})"
 
 
 def guard_steps(steps: int, num_sources: int) -> int:
@@ -78,9 +85,10 @@ def judge_sources(
 
     Who cannot do better than that after having learned from the source, has learned nothing there that the target
     needs: shuffled time, noise and other quantities fail. A single visible day has no profile and few windows, and a
-    model that starts as the last value is never far from it, so that :math:`e_s` says little. Therefore the source also
-    needs to be a series in time: with :math:`r` the correlation of one step's deviations from the nodes' means with
-    those of the next step, :math:`r_s \ge r_t / 2`. Sources that are taken take their turns equally often.
+    model that starts as the last value is never far from it, so that :math:`e_s` says little and may be 3 % larger.
+    Therefore the source also needs to be a series in time: with :math:`r` the correlation of one step's deviations from
+    the nodes' means with those of the next step, :math:`r_s \ge r_t / 2`. Sources that are taken take their turns
+    equally often.
 
     Args:
         model: Untrained; it is not changed.
@@ -97,7 +105,8 @@ def judge_sources(
     size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     count = visible.num_steps - sum(size) + 1
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
-    bar = _naive_error(windows, SupportProfile(visible))
+    days = SupportProfile(visible)
+    bar = _naive_error(windows, days) * (1 + MARGIN * (days.num_days < 2))
     persistence = _persistence(visible)
     errors, persistences = [], []
     for source in sources:

@@ -14,12 +14,16 @@ from ..data.clean import clean_readings
 from ..nn import Forecaster
 from .checkpoint import load_checkpoint
 from .forecasting import forecast_windows
+from .guard import SourceVerdict
 from .model_config import ModelConfig
 
 
 @dataclass(frozen=True)
 class SavedModel:
     """A checkpoint of ``tsjt train``, ready to forecast its target city.
+
+    It holds the visible days too where the model takes a support profile (:attr:`support`), and what the guard found of
+    each source (:attr:`verdicts`: who contributed, with which weight).
 
     Example:
         >>> saved = SavedModel.load("runs/a")
@@ -36,6 +40,7 @@ class SavedModel:
     edge_index: torch.Tensor
     edge_weight: torch.Tensor
     support: SupportProfile | None = None
+    verdicts: tuple[SourceVerdict, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> SavedModel:
@@ -65,6 +70,7 @@ class SavedModel:
             edge_index=city["edge_index"],
             edge_weight=city["edge_weight"],
             channel=city["channels"][0],
+            verdicts=tuple(SourceVerdict(**verdict) for verdict in content["verdicts"]),
         )
         seen = content["support"]
         if not seen:

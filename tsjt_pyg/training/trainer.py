@@ -35,7 +35,10 @@ from .strategies import Strategy, get_strategy
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_WINDOWS = 96
+MOST_SUPPORT_DAYS = 7
+"""Support days of a training window at most: a week says what a typical day is, more would only take time."""
+
+VALIDATION_WINDOWS = 48
 """Windows that choose the checkpoint, evenly spread: neighbours in time say nearly the same."""
 
 Progress = Callable[[int, int], None]
@@ -181,7 +184,7 @@ def fit(
     saved = folder.load() if folder is not None and resume and (folder.path / LAST).is_file() else None
     steps *= strategy.step_factor
     optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
-    most = max(1, round(target.num_steps / target.steps_per_day))
+    most = max(1, min(MOST_SUPPORT_DAYS, round(target.num_steps / target.steps_per_day)))
     verdicts: list[SourceVerdict] = []
     guard_seconds = 0.0
     taken = list(sources) if strategy.uses_sources else []
