@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,13 @@ from scipy import stats
 
 from tsjt_pyg.evaluation import compare
 from tsjt_pyg.evaluation.metrics import Errors
+from tsjt_pyg.evaluation.naive import NAIVE_FITS
 from tsjt_pyg.evaluation.table import Comparison, RunRecord
 from tsjt_pyg.training import ModelConfig
+from tsjt_pyg.training.guard import SourceVerdict
 
 CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=4)
-SETTINGS = {"model": CONFIG, "steps": 10, "batch_size": 8, "seeds": 2, "verbose": False}
+SETTINGS = {"model": CONFIG, "steps": 10, "batch_size": 8, "lr": 1e-2, "seeds": 2, "verbose": False}
 NAIVE = ["last value", "historical average", "linear per node"]
 
 
@@ -29,19 +32,47 @@ def comparison(task):
 
 
 def without_time(comparison):
-    return [{k: v for k, v in run.items() if k != "seconds"} for run in comparison.to_dict()["runs"]]
+    return [
+        {k: v for k, v in run.items() if k not in ("seconds", "guard_seconds")} for run in comparison.to_dict()["runs"]
+    ]
 
 
 def test_the_table_holds_all_naive_forecasts_and_strategies(comparison):
-    expected = [*NAIVE, "target_only", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt"]
+    expected = [*NAIVE, "target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt"]
     assert comparison.names == expected
     frame = comparison.to_frame()
     assert frame["name"].tolist() == expected
-    assert frame["runs"].tolist() == [1] * 3 + [2] * 6
+    assert frame["runs"].tolist() == [1] * 3 + [2] * 7
     for minutes in (60, 120, 240):
         for metric in ("mae", "rmse", "mape"):
             assert frame[f"{metric}_{minutes}min"].gt(0).all()
     assert frame.loc[3:, "mae_std"].gt(0).all()
+
+
+def test_the_guard_is_in_the_record_and_leaves_these_sources_in(comparison):
+    for run in comparison.runs("tsjt"):
+        assert [(found["name"], found["weight"]) for found in run.sources] == [("north", 0.5), ("south", 0.5)]
+        assert 0 < run.guard_seconds < run.seconds
+        assert run.best_step == SETTINGS["steps"]
+        assert run.last != run.errors
+    assert all(run.sources == [] for run in comparison.runs("pooled"))
+
+
+def test_a_verdict_without_a_finite_error_can_be_saved(task, tmp_path, monkeypatch):
+    verdicts = [SourceVerdict("north", math.inf, 1.0, 0.0), SourceVerdict("south", math.nan, 1.0, 0.0)]
+    monkeypatch.setattr("tsjt_pyg.training.trainer.judge_sources", lambda *_, **__: verdicts)
+    settings = {**SETTINGS, "steps": 2, "seeds": 1}
+    found = compare(*task, strategies=["tsjt"], naive=["last value"], output=tmp_path, **settings)
+    assert [source["error"] for source in found.runs("tsjt")[0].sources] == [None, None]
+    assert Comparison.load(tmp_path) == found
+
+
+def test_further_naive_forecasts_stand_in_the_order_asked_for(task):
+    names = ["global linear", "last value", "gradient boosting"]
+    found = compare(*task, strategies=["target_only"], naive=names, **{**SETTINGS, "steps": 1, "seeds": 1})
+    assert found.names == [*names, "target_only"]
+    assert list(NAIVE_FITS)[:3] == NAIVE
+    assert list(NAIVE_FITS)[3:] == ["global linear", "gradient boosting"]
 
 
 def test_the_same_seeds_give_the_same_table_whatever_runs_beside_it(task, comparison):
@@ -137,6 +168,7 @@ def test_a_failed_comparison_writes_nothing(task, tmp_path):
         ({"visible_days": 5.9}, r"history \+ horizon: target has .* steps here"),
         ({"seeds": 0}, "seeds: expected at least one"),
         ({"seeds": [1, 1]}, "each once"),
+        ({"naive": ["last value", "oracle"]}, "naive: expected some of last value, .*, found 'oracle'"),
         ({"sources": []}, "learns from source cities, found none"),
         ({"output": __file__}, "output: .* is not a folder"),
         ({"jobs": 0}, "jobs and threads: expected at least 1"),

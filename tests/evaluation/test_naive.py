@@ -5,7 +5,16 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from tsjt_pyg.evaluation.naive import fit_historical_average, fit_last_value, fit_linear, last_value, node_means
+from tsjt_pyg.evaluation.naive import (
+    NAIVE_FITS,
+    fit_boosting,
+    fit_global_linear,
+    fit_historical_average,
+    fit_last_value,
+    fit_linear,
+    last_value,
+    node_means,
+)
 
 
 def all_windows(city, history=6, horizon=3):
@@ -98,12 +107,79 @@ def test_linear_learns_each_step_from_the_windows_in_which_it_was_observed(commu
     np.testing.assert_allclose(found[:, 1, 2, 0].numpy(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fit", [fit_last_value, fit_historical_average, lambda city: fit_linear(city, 6, 3)])
-def test_naive_forecasts_see_no_target_and_are_finite(fit, commuters):
+@pytest.mark.parametrize("name", NAIVE_FITS)
+def test_naive_forecasts_see_no_target_and_are_finite(name, commuters):
     visible, test = commuters(missing=0.3).few_shot(3)
-    forecast = fit(visible)
+    forecast = NAIVE_FITS[name](visible, 6, 3, 1.0)
     batch = all_windows(test)
     found = forecast(batch, test)
     assert found.shape == batch.y.shape
     assert torch.isfinite(found).all()
     assert torch.equal(found, forecast(replace(batch, y=torch.full_like(batch.y, torch.nan)), test))
+
+
+def mean_error(forecast, city):
+    batch = all_windows(city)
+    return float((forecast(batch, city) - batch.y).abs()[batch.y_mask].mean())
+
+
+@pytest.mark.parametrize("fit", [fit_global_linear, fit_boosting])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_regressions_of_all_nodes_beat_the_last_value_where_days_are_alike(fit, missing, commuters):
+    visible, test = commuters(days=8, missing=missing).few_shot(4)
+    assert mean_error(fit(visible, 6, 3), test) < 0.75 * mean_error(fit_last_value(visible), test)
+
+
+def test_the_naive_forecasts_are_ordered_from_the_simplest_to_the_strongest():
+    expected = ["last value", "historical average", "linear per node", "global linear", "gradient boosting"]
+    assert list(NAIVE_FITS) == expected
+
+
+def test_global_linear_is_one_ridge_on_history_level_and_clock(commuters):
+    visible, test = commuters(missing=0.0).few_shot(3)
+    found = fit_global_linear(visible, 6, 3, alphas=(10.0,))(all_windows(test), test)
+    scale = float(visible.readings.double().std())
+
+    def rows(batch):
+        x = batch.x[..., 0].permute(0, 2, 1).double().numpy()
+        angle = 2 * np.pi * batch.time_of_day[:, -1].double().numpy()[:, None, None]
+        clock = np.broadcast_to(np.concatenate([np.sin(angle), np.cos(angle)], axis=2), (*x.shape[:2], 2))
+        return np.concatenate([(x - x[..., -1:]) / scale, x[..., -1:] / scale, clock], axis=2), x[..., -1:]
+
+    train, new = all_windows(visible), all_windows(test)
+    x, last = rows(train)
+    y = (train.y[..., 0].permute(0, 2, 1).double().numpy() - last) / scale
+    ridge = Ridge(alpha=10.0).fit(x.reshape(-1, x.shape[-1]), y.reshape(-1, 3))
+    x, last = rows(new)
+    expected = last + scale * ridge.predict(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], 3)
+    np.testing.assert_allclose(found[..., 0].permute(0, 2, 1).numpy(), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fit", [fit_global_linear, fit_boosting])
+def test_what_stands_under_the_mask_has_no_influence_on_a_regression(fit, commuters):
+    visible, test = commuters(missing=0.3).few_shot(3)
+    spoiled = replace(visible, readings=visible.readings.masked_fill(~visible.mask, 1e6))
+    batch = all_windows(test)
+    assert torch.equal(fit(visible, 6, 3)(batch, test), fit(spoiled, 6, 3)(batch, test))
+
+
+@pytest.mark.parametrize("observed", [0, 1, 2, 3, 12])
+def test_trees_of_a_step_that_was_hardly_ever_observed_fall_back_on_what_is_there(observed, commuters):
+    visible, test = commuters(days=6, num_nodes=2, missing=0.0).few_shot(3)
+    mask = torch.zeros_like(visible.mask)
+    mask[:6] = True
+    mask.view(-1)[16 : 16 + observed] = True  # readings of the last steps of horizons
+    city = replace(visible, mask=mask, readings=visible.readings * mask)
+    batch = all_windows(test)
+    found = fit_boosting(city, 6, 3)(batch, test)
+    assert torch.isfinite(found).all()
+    if observed == 0:
+        assert torch.equal(found, fit_last_value(city)(batch, test))
+
+
+def test_trees_are_drawn_by_the_seed(commuters):
+    visible, test = commuters(missing=0.0).few_shot(3)
+    batch = all_windows(test)
+    one, again, other = (fit_boosting(visible, 6, 3, max_rows=150, seed=seed)(batch, test) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)

@@ -12,8 +12,12 @@ def test_each_strategy_uses_the_losses_its_name_says():
     assert plans["finetune"] == [(1, 0), (1, 0), (0, 1), (0, 1)]
     assert plans["tsjt_paper"] == [(0.001, 0.2)] * 4
     assert {name for name, s in STRATEGIES.items() if s.skewed} == {"tsjt", "tsjt_paper"}
-    assert not STRATEGIES["target_only"].uses_sources
-    assert all(s.uses_sources for name, s in STRATEGIES.items() if name != "target_only")
+    alone = {"target_only", "target_only_2x"}
+    assert {name for name, s in STRATEGIES.items() if not s.uses_sources} == alone
+    assert {name for name, s in STRATEGIES.items() if s.guard} == {"tsjt"}
+    assert {name for name, s in STRATEGIES.items() if s.average} == {"tsjt"}
+    assert {name: s.step_factor for name, s in STRATEGIES.items() if s.step_factor != 1} == {"target_only_2x": 2}
+    assert plans["target_only_2x"] == plans["target_only"]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,7 @@ def test_each_strategy_uses_the_losses_its_name_says():
         ({"source_weight": -1.0}, "weights >= 0"),
         ({"source_weight": 0.0, "target_weight": 0.0}, "not both 0"),
         ({"pretrain_share": 1.0}, r"pretrain_share in \[0, 1\)"),
+        ({"step_factor": 0}, "step_factor >= 1, found 0"),
         ({"source_weight": 0.0, "skewed": True}, "both weights must be > 0"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import time
@@ -240,7 +241,7 @@ def _train_and_measure(
         digest=digest,
         stats=result.stats,
         last=last,
-        sources=[asdict(verdict) for verdict in result.verdicts],
+        sources=[_plain(asdict(verdict)) for verdict in result.verdicts],
         guard_seconds=result.guard_seconds,
     )
 
@@ -253,6 +254,11 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _plain(verdict: dict[str, Any]) -> dict[str, Any]:
+    """A verdict as JSON can hold it: None for an error that is no finite number."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in verdict.items()}
 
 
 def _digest(model: torch.nn.Module, scaler: StandardScaler) -> str:

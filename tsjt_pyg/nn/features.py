@@ -148,9 +148,42 @@ def check_window(
         raise ValueError(
             f"day_of_week must be 0 (Monday) to 6 (Sunday), found {int(day_of_week.min())} to {int(day_of_week.max())}"
         )
-    finite = torch.isfinite(x) if x_mask is None else torch.isfinite(x) | ~x_mask
+    _check_finite("x", x, "x_mask", x_mask)
+
+
+def check_profile(
+    x: Tensor, horizon: int, profile: Tensor | None, mask: Tensor | None, same_type: Tensor | None
+) -> None:
+    """Raises a ValueError that says what of a support profile is not as it must be beside the window ``x``."""
+    if profile is None:
+        if mask is not None or same_type is not None:
+            given = "profile_mask" if mask is not None else "profile_same_type"
+            raise ValueError(f"profile must be given with {given}, which says something about it, found None")
+        return
+    windows, steps, nodes, channels = x.shape
+    shape = [windows, steps + horizon, nodes, channels]
+    if list(profile.shape) != shape or not profile.is_floating_point():
+        raise ValueError(
+            f"profile must be floating point {shape}, at the {steps} history steps of x and the {horizon} steps of the "
+            f"horizon, found {profile.dtype} {list(profile.shape)}"
+        )
+    if mask is not None and (list(mask.shape) != shape or mask.dtype != torch.bool):
+        raise ValueError(
+            f"profile_mask must be bool {shape} like profile (True = known), found {mask.dtype} {list(mask.shape)}"
+        )
+    if same_type is not None and (list(same_type.shape) != shape[:2] or same_type.dtype != torch.bool):
+        raise ValueError(
+            f"profile_same_type must be bool {shape[:2]}, one a step of profile, found {same_type.dtype} "
+            f"{list(same_type.shape)}"
+        )
+    if x.device.type == "cpu":
+        _check_finite("profile", profile, "profile_mask", mask)
+
+
+def _check_finite(name: str, values: Tensor, mask_name: str, mask: Tensor | None) -> None:
+    finite = torch.isfinite(values) if mask is None else torch.isfinite(values) | ~mask
     if not bool(finite.all()):
         raise ValueError(
-            f"x must be finite wherever it is observed, found {int((~finite).sum())} observed entries that are "
-            f"NaN or infinite; mark missing readings with False in x_mask"
+            f"{name} must be finite wherever it is observed, found {int((~finite).sum())} observed entries that are "
+            f"NaN or infinite; mark missing readings with False in {mask_name}"
         )

@@ -11,7 +11,7 @@ from torch.nn import Linear, Module, Sequential
 from tsjt_pyg.nn.adapters import CellAdapter, reset_cell
 from tsjt_pyg.nn.cell_stack import cells_of, check_decoder, check_stack, run_stack, stacked
 from tsjt_pyg.nn.city_embedding import CityEmbedding
-from tsjt_pyg.nn.features import check_window, clock_features, fill, horizon_clock, profile_features
+from tsjt_pyg.nn.features import check_profile, check_window, clock_features, fill, horizon_clock, profile_features
 from tsjt_pyg.nn.heads import RecurrentHead, direct_head, reset_direct_head
 from tsjt_pyg.nn.node_prompting import NodePrompting
 from tsjt_pyg.nn.published_prompting import PublishedNodePrompting
@@ -52,6 +52,25 @@ class Forecaster(Module):
     the horizon goes on in the step from the last but one to the last step of the history, over midnight and Sunday.
     Where a step lasts a day or longer, it is known only with ``day_of_week`` as well.
 
+    With ``profile=True`` it also sees a support profile :math:`p`, what was read at the same time of day on a few other
+    days (:class:`~tsjt_pyg.data.SupportProfile`): at each step of the history as features
+
+    .. math::
+        \mathbf{q}^t = [\, m^t \odot (p^t - \ell) \, \Vert \, m^t \, \Vert \, s^t \,]
+
+    of the cell, with :math:`m^t` what is known of :math:`p^t` and :math:`s^t` whether its days are of the step's type;
+    those of the horizon go to the MLP, which then gives a gate :math:`\mathbf{g}` beside the difference
+    :math:`\boldsymbol{\delta}`,
+
+    .. math::
+        \hat{y}^k = \ell + \delta^k + g^k \cdot m^{T + k} \cdot (p^{T + k} - \ell), \quad
+        [\, \boldsymbol{\delta} \, \Vert \, \mathbf{g} \,] = \mathrm{MLP}(\mathbf{h} \, \Vert \, \ell \, \Vert \,
+        \mathbf{c}^T \, \Vert \, \mathbf{q}^{T + 1} \, \Vert \, \ldots),
+
+    so that it can rely on the profile where that is better. The gate starts at zero too. A decoder, which has no gate,
+    sees :math:`\mathbf{q}^{T + k}` in its step :math:`k`. With ``center=False`` both :math:`\ell` of these formulas are
+    left out: :math:`p` enters as it is.
+
     Nothing in the model depends on the city but the embedding :math:`\mathbf{e}` where there is one: any number of
     nodes, another road network at every call.
 
@@ -84,13 +103,18 @@ class Forecaster(Module):
             length of a step only.
         day_of_week: Let the model see the day of the week. If false, ``day_of_week`` of :meth:`forward` is used for
             the length of a step only.
+        profile: Let the model see a support profile, where :meth:`forward` is given one.
 
     Shapes:
         - **input:** x :math:`(B, T_{in}, N, C)` as scaled by the caller, edge_index :math:`(2, E)`,
           edge_weight :math:`(E)` *(optional)*, x_mask :math:`(B, T_{in}, N, C)` bool, true where observed *(optional:
           all observed)*, time_of_day :math:`(B, T_{in})`, the fraction of the day in :math:`[0, 1)` *(optional:
           unknown, both time channels are 0)*, day_of_week :math:`(B, T_{in})` int64, 0 = Monday *(optional: unknown,
-          both day channels are 0)*, city, its name *(needed with a city_embedding, else not used)*
+          both day channels are 0)*, city, its name *(needed with a city_embedding, else not used)*, profile
+          :math:`(B, T_{in} + T_{out}, N, C)`, scaled like x *(optional: nothing is known; not used without
+          profile=True)*, profile_mask, bool, the same shape, true where known *(optional: all of it)*,
+          profile_same_type :math:`(B, T_{in} + T_{out})` bool, whether the profile's days are of the step's own type,
+          working day or weekend *(optional: all are)*
         - **output:** :math:`(B, T_{out}, N, C_{out})`
 
     Raises:
@@ -141,6 +165,11 @@ class Forecaster(Module):
             raise ValueError(
                 f"out_channels must not exceed in_channels={in_channels} with center=True (a forecast is the last "
                 f"reading plus a difference), found {out_channels}"
+            )
+        if profile and decoder is None and out_channels > in_channels:
+            raise ValueError(
+                f"out_channels must not exceed in_channels={in_channels} with profile=True (a forecast goes part of "
+                f"the way to the profile of its channel), found {out_channels}"
             )
         if prompting is not None and prompting.in_channels != in_channels:
             raise ValueError(
@@ -206,6 +235,8 @@ class Forecaster(Module):
         profile_same_type: Tensor | None = None,
     ) -> Tensor:
         check_window(x, edge_index, edge_weight, x_mask, time_of_day, day_of_week, self.history, self.in_channels)
+        if self.profile:
+            check_profile(x, self.horizon, profile, profile_mask, profile_same_type)
         windows, steps, nodes, _ = x.shape
         filled, level, observed = fill(x, x_mask)
         uses = (self.time_of_day, self.day_of_week)
@@ -268,7 +299,7 @@ class Forecaster(Module):
         return (
             f"history={self.history}, horizon={self.horizon}, in_channels={self.in_channels}, "
             f"out_channels={self.out_channels}, center={self.center}, time_of_day={self.time_of_day}, "
-            f"day_of_week={self.day_of_week}"
+            f"day_of_week={self.day_of_week}" + ", profile=True" * self.profile
         )
 
 

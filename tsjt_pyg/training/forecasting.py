@@ -21,7 +21,7 @@ def forecast_scaled(
     """
     more = {name: getattr(batch, name) for name in ("day_of_week", "city") if name in _arguments(model)}
     if profile is not None:
-        more["profile"] = scaler.transform(profile.values)
+        more["profile"] = scaler.transform(profile.values, profile.mask)
         more["profile_mask"], more["profile_same_type"] = profile.mask, profile.same_type
     forecast: Tensor = model(
         scaler.transform(batch.x, batch.x_mask),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,8 @@ def judge_sources(
             torch.nn.utils.clip_grad_norm_(trained.parameters(), max_grad_norm)
             optimizer.step()
         scaler, support = batches.target.scaler, batches.target.support
-        errors.append(_error(forecast_windows(trained, windows, scaler, support=support)) / bar)
+        error = _error(forecast_windows(trained, windows, scaler, support=support))
+        errors.append(error / bar if bar else math.inf)  # nothing is better than a naive forecast without error
     taken = [error < 1 and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
     return [
         SourceVerdict(source.name, error, r, ok / max(1, sum(taken)))

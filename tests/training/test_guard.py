@@ -1,0 +1,224 @@
+"""The guard takes sources that have something to teach and leaves out others, by the visible days alone."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsjt_pyg.training import STRATEGIES, ModelConfig, fit
+from tsjt_pyg.training.guard import SourceVerdict, guard_steps, judge_sources
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=3)
+JUDGING = {"steps": 30, "batch_size": 16, "lr": 1e-2, "seed": 0, "base": torch.optim.Adam, "max_grad_norm": 5.0}
+FITTING = {"steps": 12, "batch_size": 8, "evaluations": 3, "lr": 1e-2}
+
+
+def new_model(config=CONFIG, seed=0):
+    torch.manual_seed(seed)
+    return config.build()
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+def judge(visible, sources, config=CONFIG, **change):
+    return judge_sources(new_model(config), visible, sources, **{**JUDGING, "most": 3, **change})
+
+
+@pytest.fixture
+def poisons(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("poisons")
+
+
+@pytest.fixture(scope="module")
+def target(commuters):
+    return commuters("target", days=8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def good(commuters):
+    return commuters("north", days=8, num_nodes=8, seed=2)
+
+
+@pytest.mark.parametrize("days", [1, 3])
+@pytest.mark.parametrize("profile", [True, False])
+def test_a_good_source_is_taken_and_spoiled_ones_are_not(target, good, poisons, days, profile):
+    bad = [replace(poisons.POISONS[name](good), name=name) for name in ("shuffled time", "noise")]
+    visible = target.few_shot(days).visible
+    verdicts = judge(visible, [good, *bad], replace(CONFIG, profile=profile), most=days)
+    assert [verdict.name for verdict in verdicts] == ["north", "shuffled time", "noise"]
+    assert [verdict.weight for verdict in verdicts] == [1.0, 0.0, 0.0]
+    assert verdicts[0].error < 1
+    assert verdicts[0].persistence > 0.9
+    assert all(verdict.persistence < 0.5 for verdict in verdicts[1:])
+
+
+def test_sources_that_are_taken_share_the_turns_equally(target, good, poisons, commuters):
+    visible = target.few_shot(3).visible
+    sources = [good, poisons.noise(good), commuters("south", seed=3)]
+    assert [verdict.weight for verdict in judge(visible, sources)] == [0.5, 0.0, 0.5]
+
+
+def test_a_source_that_teaches_the_wrong_thing_fails_by_its_error(target, good):
+    falling = replace(good, readings=(100 * torch.rand(1, 8, 1) + 3.0 * torch.arange(good.num_steps)[:, None, None]))
+    falling = replace(
+        falling, mask=torch.ones_like(good.mask), readings=falling.readings.expand_as(good.readings).clone()
+    )
+    (verdict,) = judge(target.few_shot(3).visible, [falling], steps=60)
+    assert verdict.persistence > 0.9
+    assert verdict.error > 1
+    assert verdict.weight == 0
+
+
+def test_judging_changes_neither_the_model_nor_the_random_state(target, good):
+    model = new_model().eval()
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    judge_sources(model, target.few_shot(3).visible, [good], most=3, **JUDGING)
+    assert same(before, model.state_dict())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_same_arguments_give_the_same_verdicts_whatever_other_sources_there_are(target, good, commuters):
+    visible, other = target.few_shot(3).visible, commuters("south", seed=3)
+    both = judge(visible, [good, other])
+    assert both == judge(visible, [good, other])
+    assert [(v.error, v.persistence) for v in both] == [
+        (v.error, v.persistence) for v in judge(visible, [other, good])[::-1]
+    ]
+
+
+def test_the_test_period_cannot_change_a_verdict(target, good, poisons):
+    sources = [good, poisons.shuffled_time(good)]
+    readings = target.readings.clone()
+    readings[3 * 24 :] = 1e3 * torch.randn_like(readings[3 * 24 :])
+    noisy = replace(target, readings=readings.masked_fill(~target.mask, 0.0))
+    assert judge(target.few_shot(3).visible, sources) == judge(noisy.few_shot(3).visible, sources)
+
+
+def test_a_city_that_never_changes_can_be_taught_nothing(target, good):
+    visible = target.few_shot(3).visible
+    still = replace(visible, readings=torch.full_like(visible.readings, 5.0), mask=torch.ones_like(visible.mask))
+    (verdict,) = judge(still, [good])
+    assert verdict.weight == 0
+    assert verdict.error == float("inf")
+
+
+def test_without_a_source_left_it_is_target_only_with_twice_the_steps(target, good, poisons):
+    visible = target.few_shot(3).visible
+    bad = [poisons.shuffled_time(good), replace(poisons.noise(good), name="noise")]
+    guarded = fit(new_model(), visible, bad, "tsjt", **FITTING)
+    alone = fit(new_model(), visible, [], "target_only_2x", **FITTING)
+    assert [verdict.weight for verdict in guarded.verdicts] == [0.0, 0.0]
+    assert same(guarded.model.state_dict(), alone.model.state_dict())
+    assert same(guarded.last_model, alone.last_model)
+    assert guarded.log == alone.log
+    assert guarded.log[-1]["step"] == 2 * FITTING["steps"]
+    assert (guarded.stats, guarded.conflict) == ({}, None)
+    assert 0 < guarded.guard_seconds < guarded.seconds
+    assert alone.guard_seconds == 0
+
+
+def test_a_poisoned_source_beside_a_good_one_changes_nothing(target, good, poisons):
+    visible = target.few_shot(3).visible
+    both = fit(new_model(), visible, [good, poisons.noise(good)], "tsjt", **FITTING)
+    alone = fit(new_model(), visible, [good], "tsjt", **FITTING)
+    assert [verdict.weight for verdict in both.verdicts] == [1.0, 0.0]
+    assert same(both.model.state_dict(), alone.model.state_dict())
+
+
+def test_a_run_without_a_source_left_resumes_to_the_same_bits(target, good, poisons, tmp_path):
+    visible, bad = target.few_shot(3).visible, [poisons.noise(good)]
+    whole = fit(new_model(), visible, bad, "tsjt", **FITTING)
+
+    def stop(done, total):
+        assert total == 2 * FITTING["steps"]
+        if done == 17:
+            raise KeyboardInterrupt
+
+    folder = {"output": tmp_path, "checkpoint_every": 5}
+    with pytest.raises(KeyboardInterrupt):
+        fit(new_model(), visible, bad, "tsjt", progress=stop, **folder, **FITTING)
+    resumed = fit(new_model(seed=9), visible, bad, "tsjt", resume=True, **folder, **FITTING)
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    assert (whole.log, whole.verdicts) == (resumed.log, resumed.verdicts)
+    assert resumed.guard_seconds == 0
+
+
+def test_a_strategy_without_a_guard_judges_nothing(target, good, poisons):
+    strategy = replace(STRATEGIES["tsjt"], name="mine", guard=False)
+    result = fit(new_model(), target.few_shot(3).visible, [poisons.noise(good)], strategy, **FITTING)
+    assert result.verdicts == []
+    assert len(result.conflict) == FITTING["steps"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "sources", "expected"),
+    [(1, 1, 20), (83, 1, 20), (200, 1, 48), (400, 2, 48), (400, 1, 96), (10_000, 3, 100)],
+)
+def test_judging_takes_a_share_of_the_training_within_bounds(steps, sources, expected):
+    assert guard_steps(steps, sources) == expected
+
+
+@pytest.mark.parametrize("profile", [True, False])
+def test_the_average_is_the_running_average_of_the_parameters_after_every_step(target, good, profile):
+    strategy = replace(STRATEGIES["pooled"], name="averaged", average=True)
+    model = new_model(replace(CONFIG, profile=profile))
+    average, seen = {k: v.double().clone() for k, v in model.state_dict().items()}, []
+
+    def progress(done, total):
+        rate = max(0.02, 9 / (done + 9))
+        for name, value in model.state_dict().items():
+            average[name] += rate * (value.double() - average[name])
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+
+    result = fit(
+        model, target.few_shot(3).visible, [good], strategy, progress=progress, **{**FITTING, "steps": 500 // 25}
+    )
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value.double(), average[name], rtol=1e-4, atol=1e-5)
+    assert result.best_step == result.log[-1]["step"] == 20
+    assert result.validation_loss == result.log[-1]["validation_loss"]
+    assert same(result.last_model, seen[-1])
+    assert not same(result.last_model, model.state_dict())
+    plain = fit(
+        new_model(replace(CONFIG, profile=profile)),
+        target.few_shot(3).visible,
+        [good],
+        "pooled",
+        **{**FITTING, "steps": 20},
+    )
+    assert same(plain.last_model, result.last_model)  # averaging looks on
+
+
+def test_target_only_2x_takes_twice_the_steps(target):
+    seen = []
+    visible = target.few_shot(3).visible
+    fit(new_model(), visible, [], "target_only_2x", progress=lambda *done: seen.append(done), **FITTING)
+    assert seen == [(step, 24) for step in range(1, 25)]
+    twice = fit(new_model(), visible, [], "target_only", **{**FITTING, "steps": 24})
+    once = fit(new_model(), visible, [], "target_only_2x", **FITTING)
+    assert same(twice.last_model, once.last_model)
+
+
+def test_the_visible_days_are_kept_for_models_that_take_a_profile(target, good):
+    visible = target.few_shot(3).visible
+    with_profile, without = (
+        fit(new_model(replace(CONFIG, profile=profile)), visible, [good], "pooled", **FITTING)
+        for profile in (True, False)
+    )
+    assert with_profile.support.support is visible
+    assert without.support is None
+
+
+def test_a_verdict_can_be_written_down():
+    verdict = SourceVerdict("north", 0.5, 1.0, 1.0)
+    assert SourceVerdict(**vars(verdict)) == verdict
