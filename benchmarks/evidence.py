@@ -177,7 +177,8 @@ def carry_out(run: Run, root: str | None, training: dict[str, Any]) -> dict[str,
         **{**training, "steps": 1} if naive else training,
     )
     records = [record for record in found.to_dict()["runs"] if (record["seed"] is None) == naive]
-    return {"key": run.key, **asdict(run), "unit": found.unit, "minutes": found.minutes, "runs": _rounded(records)}
+    about = {"key": run.key, **asdict(run), "source": _source_digest()}
+    return {**about, "unit": found.unit, "minutes": found.minutes, "runs": _rounded(records)}
 
 
 def _rounded(value: Any) -> Any:
@@ -297,11 +298,12 @@ def _drop_cut_line(file: Path) -> None:
 def _versions() -> dict[str, Any]:
     from tsjt_pyg.evaluation.comparison import _versions as versions
 
-    return {"versions": versions(), "source": _source_digest()}
+    return {"versions": versions()}
 
 
+@lru_cache(maxsize=1)
 def _source_digest() -> str:
-    """SHA-256 of the library's code: which state of it made the records."""
+    """SHA-256 of the library's code: which state of it made the record."""
     import tsjt_pyg
 
     digest = hashlib.sha256()

@@ -18,6 +18,12 @@ from .strategies import StepPlan, Strategy
 AVERAGE_RATE = 0.02
 """Of the running average of the parameters: it looks back over about fifty steps."""
 
+LEAST_GAIN = 0.02
+"""Share of the validation loss by which a later average has to be better, where there is no source beside the target.
+
+A few days are overfitted soon, and a difference of less on a single day is noise: the earlier one is the safer.
+"""
+
 
 class TrainingRun:
     """A model in training.
@@ -31,7 +37,8 @@ class TrainingRun:
         max_grad_norm: Gradients longer than this are shortened to it.
         batches: Source and target batches.
         validation: Windows that choose the checkpoint.
-        averaged: Keep the running average of the parameters after the last step, whatever the validation says.
+        averaged: Whether the running average of the parameters is what is forecast with: after the last step where
+            there are sources, whatever the validation says, else as chosen by :data:`LEAST_GAIN`.
     """
 
     def __init__(
@@ -122,11 +129,10 @@ class TrainingRun:
                 f"the loss is not finite after step {self.step} ({means}, validation {loss}); lower lr (--lr)"
             )
         self.log.append({"step": self.step, **means, "validation_loss": loss})
-        if self.average:
+        needed = 1 - LEAST_GAIN if self.average else 1.0
+        if (self.average and self.batches.sources) or loss < needed * self.best_loss:
             self.best_step, self.best_loss = self.step, loss
-            self.best_model = {name: value.clone() for name, value in self.average.items()}
-        elif loss < self.best_loss:
-            self.best_step, self.best_loss, self.best_model = self.step, loss, self._copy()
+            self.best_model = {name: value.clone() for name, value in (self.average or self._copy()).items()}
 
     def _validation_loss(self) -> float:
         total, count = 0.0, 0

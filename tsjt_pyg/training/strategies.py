@@ -37,9 +37,9 @@ class Strategy:
             alone, with twice the steps, which are as many gradients.
         step_factor: How many times the optimizer steps it takes. A joint step needs two gradients: ``target_only`` with
             twice the steps costs what a joint training does.
-        average: Whether the running average of the parameters after the last step is the result, instead of the
-            parameters on the way that the validation day liked best. With sources beside the target a training needs no
-            early stop; without any it does, and this is ignored.
+        average: Whether the running average of the parameters is the result, instead of the parameters on the way that
+            the validation day liked best: after the last step, since a training with sources needs no early stop; where
+            no source takes part, the first average that no later one beats by 2 % on the validation day.
 
     Raises:
         ValueError: If a weight is negative, both are 0, or ``pretrain_share`` is outside [0, 1).

@@ -210,7 +210,7 @@ def fit(
         steps=steps,
         batches=batches,
         validation=validation.windows(history, horizon, stride),
-        averaged=strategy.average and bool(taken),
+        averaged=strategy.average,
         **optimizing,
     )
     if folder is not None and saved is not None:
