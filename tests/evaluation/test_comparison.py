@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from tsjt_pyg.evaluation import compare
 from tsjt_pyg.evaluation.metrics import Errors
 from tsjt_pyg.evaluation.naive import NAIVE_FITS
 from tsjt_pyg.evaluation.table import Comparison, RunRecord
-from tsjt_pyg.training import ModelConfig
+from tsjt_pyg.training import STRATEGIES, ModelConfig
 from tsjt_pyg.training.guard import SourceVerdict
 
 CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=4)
@@ -199,7 +199,8 @@ def made_up():
     records += [record("target_only", seed, mae) for seed, mae in enumerate(reference)]
     records += [record("tsjt", seed, mae) for seed, mae in enumerate(mine)]
     protocol = {"target": "t", "sources": [], "channels": ["c"], "visible_days": 3, "test_days": 1, "seeds": [0, 1, 2]}
-    return Comparison(records, [5.0, 10.0], "mph", {**protocol, "steps": 1}, 1.0)
+    strategies = [asdict(STRATEGIES[name]) for name in ("target_only", "tsjt")]
+    return Comparison(records, [5.0, 10.0], "mph", {**protocol, "steps": 1, "strategies": strategies}, 1.0)
 
 
 def test_the_gain_is_paired_by_seed_with_students_interval(made_up):

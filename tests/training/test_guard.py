@@ -162,7 +162,7 @@ def test_a_strategy_without_a_guard_judges_nothing(target, good, poisons):
 
 @pytest.mark.parametrize(
     ("steps", "sources", "expected"),
-    [(1, 1, 20), (83, 1, 20), (200, 1, 48), (400, 2, 48), (400, 1, 96), (10_000, 3, 100)],
+    [(1, 1, 20), (83, 1, 20), (200, 1, 44), (400, 2, 44), (400, 1, 88), (10_000, 3, 100)],
 )
 def test_judging_takes_a_share_of_the_training_within_bounds(steps, sources, expected):
     assert guard_steps(steps, sources) == expected
