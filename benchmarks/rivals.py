@@ -74,12 +74,26 @@ class Proportional(Strategy):
 
 
 class _ProportionalRun(TrainingRun):
-    def plan(self) -> StepPlan:
-        sources = sum(len(source.windows) for source in self.batches.sources)
-        share = sources / (sources + len(self.batches.target.windows))
+    def _city(self) -> int:
+        """Number of the city whose turn it is: a source, or, last, the target."""
+        cities = [*self.batches.sources, self.batches.target]
+        windows = torch.tensor([len(city.windows) for city in cities], dtype=torch.float32)
         generator = torch.Generator().manual_seed(self.batches.seed * 1_000_003 + self.step)
-        source = float(torch.rand((), generator=generator) < share)
+        return int(torch.multinomial(windows, 1, generator=generator))
+
+    def plan(self) -> StepPlan:
+        source = float(self._city() < len(self.batches.sources))
         return StepPlan(source, 1.0 - source)
+
+    def loss(self, source: bool) -> Tensor:
+        return _of_source(self, self._city()) if source else super().loss(source)
+
+
+def _of_source(run: TrainingRun, which: int) -> Tensor:
+    """The loss of a batch of this source at the run's step."""
+    batches, city = run.batches, run.batches.sources[which]
+    index = shuffled_index(len(city.windows), batches.batch_size, run.step, batches.seed)
+    return city.loss(run.model, city.windows.batch(index), batches.seed * 1_000_003 + run.step)
 
 
 @dataclass(frozen=True)
@@ -114,11 +128,8 @@ class _ReptileRun(TrainingRun):
     def loss(self, source: bool) -> Tensor:
         if not source:
             return super().loss(source)
-        strategy, batches = self.strategy, self.batches
-        assert isinstance(strategy, Reptile)
-        city = batches.sources[self.step // strategy.inner % len(batches.sources)]
-        index = shuffled_index(len(city.windows), batches.batch_size, self.step, batches.seed)
-        return city.loss(self.model, city.windows.batch(index), batches.seed * 1_000_003 + self.step)
+        assert isinstance(self.strategy, Reptile)
+        return _of_source(self, self.step // self.strategy.inner % len(self.batches.sources))
 
 
 @dataclass(frozen=True)

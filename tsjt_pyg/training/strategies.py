@@ -21,7 +21,7 @@ class StepPlan(NamedTuple):
 class Strategy:
     """How the source cities take part in training for the target city.
 
-    All strategies train the same network with the same number of optimizer steps, in one or two phases: in the first
+    All strategies train the same network, in one or two phases: in the first
     ``pretrain_share`` of the steps the source loss alone, then ``source_weight * source loss + target_weight * target
     loss``. With ``skewed=True`` the two gradients are not added but filtered by
     :class:`~tsjt_pyg.optim.TargetSkewedOptimizer`, with these weights as its ``gamma_source`` and ``gamma_target``.
