@@ -61,7 +61,9 @@ class TrainingBatches:
         weights: Sequence[float] | None = None,
     ) -> None:
         size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
-        support_days = most if takes_profile(model) else None
+        # Who never saw a profile in training cannot read one later: a single day has none for its own windows.
+        learns_profile = takes_profile(model) and (len(sources) > 0 or SupportProfile(training).num_days > 1)
+        support_days = most if learns_profile else None
         self.target = CityBatches(training, *size, support_days)
         self.sources = [CityBatches(city, *size, support_days) for city in sources]
         self.pairs = (

@@ -60,7 +60,8 @@ class FitResult:
         conflict: Cosine, conflict, norms and kappa of every step, as from
             :meth:`~tsjt_pyg.optim.SkewHistory.to_frame`; None for strategies without a filter.
         seconds: Wall time of this call.
-        support: The visible days, for forecasts by a model that takes a support profile; None for any other.
+        support: The visible days, for forecasts by a model that takes a support profile; None for any other, and for
+            one that learned from a single day alone, whose own windows have no profile to learn from.
         last_model: State of the model after the last step.
         verdicts: What the guard found of each source; empty for strategies without one.
         guard_seconds: Of ``seconds``, what the guard took.
