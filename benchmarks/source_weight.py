@@ -61,7 +61,7 @@ def main() -> None:
             strategies(),
             seeds=arguments.seeds,
             steps=arguments.steps,
-            model=ModelConfig(horizon=horizon),
+            model=ModelConfig(horizon=horizon, profile=False),
             jobs=arguments.jobs,
         )
         versions = found.protocol["versions"]

@@ -351,12 +351,12 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for JSON, CSV and picture.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only: to see that everything works.")] = False,
 ) -> None:
-    """The main job on bundled cities: riverton, with two days of readings, from gridport and ringwood."""
+    """The main job on bundled cities: riverton, with three days of readings, from gridport and ringwood."""
     compare(
         target="demo/riverton",
-        visible_days=2,
+        visible_days=3,
         steps=15 if quick else 120,
-        seeds=1 if quick else 2,
+        seeds=1 if quick else 3,
         output=output,
     )
 

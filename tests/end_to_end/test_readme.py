@@ -46,8 +46,3 @@ def test_the_readmes_commands_exist_with_their_options(line):
     assert f"tsjt {command}" in text or f"{command} [OPTIONS]" in text
     for option in [word for word in rest if word.startswith("--")]:
         assert option in text
-
-
-def test_the_gain_with_three_visible_days_is_the_measured_one():
-    gain = Comparison.load(ROOT / "benchmarks/results/demo_three_days").gain("tsjt")
-    assert f"[{gain} %](benchmarks/results/demo_three_days)" in README
