@@ -157,7 +157,7 @@ def test_train_writes_a_run_that_others_can_read(trained):
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt, trained, tmp_path, monkeypatch):
-    train_step, steps = trainer._Run.train_step, []
+    train_step, steps = trainer.TrainingRun.train_step, []
 
     def interrupted(run):
         steps.append(run.step)
@@ -165,7 +165,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt,
             raise KeyboardInterrupt
         train_step(run)
 
-    monkeypatch.setattr(trainer._Run, "train_step", interrupted)
+    monkeypatch.setattr(trainer.TrainingRun, "train_step", interrupted)
     assert "stopped" in tsjt(*TRAIN, tmp_path / "r", code=130)
     assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["step"] == 2
     monkeypatch.undo()
