@@ -199,6 +199,15 @@ def settings_of(training: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_head(file: Path) -> dict[str, Any]:
+    """Settings, date and versions of a file of records; empty where there is none yet."""
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8") as lines:
+        head: dict[str, Any] = json.loads(next(lines))
+    return head
+
+
 def read_records(file: Path, settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """The records of a file, whose first line says the settings; a last line that was cut off is left out.
 
@@ -207,8 +216,7 @@ def read_records(file: Path, settings: dict[str, Any] | None = None) -> list[dic
     """
     if not file.is_file():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    head = json.loads(lines[0])
+    head, lines = read_head(file), file.read_text(encoding="utf-8").splitlines(keepends=True)
     if settings is not None and head["settings"] != settings:
         raise ValueError(
             f"{file}: its runs have the settings {head['settings']}, these {settings}; give another --output"
@@ -239,7 +247,7 @@ def main() -> None:
         _run_all(todo, file, settings, arguments.root, arguments.jobs, arguments.hours)
     from evidence_report import write_report
 
-    write_report(read_records(file), settings, output, docs=not arguments.quick)
+    write_report(read_records(file), read_head(file), output, docs=not arguments.quick)
 
 
 def measure_costs(root: str | None, training: dict[str, Any], repeats: int) -> list[dict[str, Any]]:

@@ -412,12 +412,8 @@ def summary(evidence: Evidence) -> list[dict[str, Any]]:
         reference = evidence.reference((task, days))
         change = evidence.change((task, days), name, reference, poison)
         row = {"task": task, "days": int(days), "strategy": name, "poison": poison, "runs": len(runs)}
-        errors = {
-            "mae": float(runs.mae.mean()),
-            "rmse": float(runs.rmse.mean()),
-            "last_mae": float(runs["last"].mean()),
-        }
-        row |= {**errors, "mae_by_step": np.array(runs.by_step.tolist()).mean(axis=0).round(5).tolist()}
+        row |= {f"mean_{column}": float(runs[column].mean()) for column in ("mae", "rmse", "last")}
+        row |= {"mae_by_step": np.array(runs.by_step.tolist()).mean(axis=0).round(5).tolist()}
         found.append({**row, "against": reference, "change": None if change is None else change._asdict()})
     return found
 

@@ -124,7 +124,6 @@ def test_without_records_there_is_nothing_to_report(tmp_path, capsys):
 def test_the_pages_show_the_records_that_are_kept():
     file = harness.RESULTS / "records.jsonl"
     kept = report.Evidence(harness.read_records(file))
-    head = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
-    shown = report.render(kept, head, report.read_costs(harness.RESULTS))
+    shown = report.render(kept, harness.read_head(file), report.read_costs(harness.RESULTS))
     for page, text in ((report.PAGE, shown), (report.README, report.main_table(kept))):
         assert f"{report.BEGIN}\n\n{text}\n\n{report.END}" in page.read_text(encoding="utf-8")

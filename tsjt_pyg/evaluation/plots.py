@@ -61,7 +61,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     left.set_ylabel(f"MAE on the test period ({comparison.unit})" if comparison.unit else "MAE on the test period")
     left.set_title("Error by horizon (band: range over seeds)", fontsize=10, loc="left")
     left.grid(alpha=0.3)
-    left.legend(fontsize=8, ncols=2, loc="upper left")
+    left.legend(fontsize=8, ncols=2, loc="best")
 
     shown = [name for name in trained if comparison.gain(name) is not None]
     for row, name in enumerate(shown):
