@@ -5,132 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from scipy import stats
+from evidence_changes import DEFAULT, RIVALS, Change, Evidence, label
+from evidence_plots import plot_changes, plot_poisons
 
 from tsjt_pyg.data.atomic import atomic_path
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
-
-DEFAULT = "tsjt"
-ALONE = ("target_only", "target_only_2x")
-PLAIN = "target_only, plain network"
-TORCHJD = ("PCGrad", "GradVac", "CAGrad", "UPGrad", "IMTL-G")
-RIVALS = {
-    PLAIN: (PLAIN,),
-    "pooled": ("pooled", "pooled .3:1", "pooled .1:1"),
-    "fine-tuning": ("finetune", "finetune, lr .3", "finetune, lr .1", "finetune, head"),
-    "torchjd": TORCHJD,
-    "the paper's rule": ("tsjt_paper", "tsjt_paper with prompts"),
-}
-"""What the default is held against; of each, the variant that the validation days like best."""
-
-# Okabe and Ito's palette (2008).
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.55"
-
-
-class Change(NamedTuple):
-    """By how many percent an error differs from another, paired by run, with Student's 95 % interval."""
-
-    percent: float
-    low: float
-    high: float
-    wins: int
-    runs: int
-
-    def __str__(self) -> str:
-        return f"{self.percent:+.1f} [{self.low:+.1f}, {self.high:+.1f}]" if self.runs > 1 else f"{self.percent:+.1f}"
-
-
-class Evidence:
-    """The records as a table with one row a training or naive forecast.
-
-    Args:
-        records: As :func:`evidence.read_records` gives them.
-    """
-
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
-        rows = []
-        for record in records:
-            for run in record["runs"]:
-                rows.append(
-                    {
-                        **{key: record[key] for key in ("task", "days", "start", "seed", "poison", "unit")},
-                        "name": run["name"],
-                        "trained": run["seed"] is not None,
-                        "mae": run["errors"]["mean_mae"],
-                        "rmse": run["errors"]["mean_rmse"],
-                        "by_step": run["errors"]["mae"],
-                        "last": (run["last"] or run["errors"])["mean_mae"],
-                        "validation": run["validation_loss"],
-                        "sources": run["sources"],
-                        "minutes": record["minutes"],
-                    }
-                )
-        self.rows = pd.DataFrame(rows)
-        self.settings = list(dict.fromkeys(zip(self.rows.task, self.rows.days, strict=True)))
-        self.settings.sort(key=lambda setting: (-setting[1], setting[0]))
-
-    def runs(self, setting: tuple[str, int], name: str, poison: str = "") -> pd.DataFrame:
-        """The runs of a strategy in a setting, by seed."""
-        rows = self.rows
-        task, days = setting
-        kept = (rows.task == task) & (rows.days == days) & (rows.name == name) & (rows.poison == poison)
-        return rows[kept].set_index("seed").sort_index()
-
-    def change(
-        self, setting: tuple[str, int], name: str, reference: str, poison: str = "", column: str = "mae"
-    ) -> Change | None:
-        """Of a strategy against another, in the runs that both have."""
-        mine, other = self.runs(setting, name, poison)[column], self.runs(setting, reference)["mae"]
-        both = mine.index.intersection(other.index)
-        if both.empty:
-            return None
-        percent = 100 * (mine[both] / other[both] - 1)
-        half = 0.0
-        if len(both) > 1:
-            half = float(stats.t.ppf(0.975, len(both) - 1) * stats.sem(percent))
-        mean = float(percent.mean())
-        return Change(mean, mean - half, mean + half, int((percent < 0).sum()), len(both))
-
-    def chosen(self, setting: tuple[str, int], names: Iterable[str]) -> str | None:
-        """Of several strategies the one that the validation days like best, on the mean over the runs all have."""
-        tables = {name: self.runs(setting, name)["validation"].astype(float) for name in names}
-        tables = {name: values for name, values in tables.items() if len(values)}
-        if not tables:
-            return None
-        common = sorted(set.intersection(*(set(values.index) for values in tables.values())))
-        if not common:
-            return None
-        return min(tables, key=lambda name: float(tables[name][common].mean()))
-
-    def reference(self, setting: tuple[str, int]) -> str:
-        """Training on the target alone: with equal steps or equal compute, as validation prefers."""
-        return self.chosen(setting, ALONE) or ALONE[0]
-
-    def naive(self, setting: tuple[str, int]) -> list[str]:
-        """Names of the forecasts without a network."""
-        rows = self.rows
-        kept = (rows.task == setting[0]) & (rows.days == setting[1]) & ~rows.trained
-        return list(dict.fromkeys(rows[kept].name))
-
-    def names(self) -> list[str]:
-        """Trained strategies, unpoisoned."""
-        return list(dict.fromkeys(self.rows[self.rows.trained & (self.rows.poison == "")].name))
-
-    def poisons(self) -> list[str]:
-        return [poison for poison in dict.fromkeys(self.rows.poison) if poison]
-
-
-def _label(setting: tuple[str, int]) -> str:
-    return f"{setting[0]}, {setting[1]} day{'s' if setting[1] > 1 else ''}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -156,7 +42,7 @@ def main_table(evidence: Evidence) -> str:
         naive = min(evidence.naive(setting), key=lambda n: float(evidence.runs(setting, n)["mae"][both].mean()))
         rows.append(
             [
-                _label(setting),
+                label(setting),
                 f"{other.mae.mean():.3f} / {other.rmse.mean():.3f} ({reference})",
                 f"{mine.mae.mean():.3f} / {mine.rmse.mean():.3f}",
                 f"{change}",
@@ -188,7 +74,7 @@ def horizon_table(evidence: Evidence) -> str:
             steps = [len(errors) // 4 - 1, len(errors) // 2 - 1, len(errors) - 1]
             steps = [max(step, 0) for step in steps]
             cells = [f"{errors[step]:.3f} at {minutes[step]:g} min" for step in steps]
-            rows.append([_label(setting), name, *cells])
+            rows.append([label(setting), name, *cells])
     return _table(["setting", "strategy", "first quarter", "half", "end"], rows)
 
 
@@ -204,7 +90,7 @@ def strategy_table(evidence: Evidence) -> str:
             complete = found and all(change is not None for change in found)
             means.append(f"{_mean(found):+.1f}" if complete else "")
         rows.append([name, *cells, *means])
-    return _table(["strategy", *map(_label, evidence.settings), "mean, 3 days", "mean, 1 day"], rows)
+    return _table(["strategy", *map(label, evidence.settings), "mean, 3 days", "mean, 1 day"], rows)
 
 
 def rival_table(evidence: Evidence) -> str:
@@ -218,7 +104,7 @@ def rival_table(evidence: Evidence) -> str:
             change = None if rival is None else evidence.change(setting, DEFAULT, rival)
             cells.append("" if change is None else f"{change} ({rival})")
         change = None if best is None else evidence.change(setting, DEFAULT, best)
-        rows.append([_label(setting), *cells, "" if change is None else f"{change} ({best})"])
+        rows.append([label(setting), *cells, "" if change is None else f"{change} ({best})"])
     return _table(["setting", *RIVALS, "the best of all"], rows)
 
 
@@ -231,7 +117,7 @@ def poison_table(evidence: Evidence) -> str:
             change = evidence.change(setting, DEFAULT, evidence.reference(setting), poison)
             cells.append("" if change is None else f"{change.percent:+.1f} ({_left_out(evidence, setting, poison)})")
         rows.append([poison, *cells])
-    return _table(["all sources with", *map(_label, evidence.settings)], rows)
+    return _table(["all sources with", *map(label, evidence.settings)], rows)
 
 
 def _left_out(evidence: Evidence, setting: tuple[str, int], poison: str) -> str:
@@ -247,7 +133,7 @@ def checkpoint_table(evidence: Evidence) -> str:
         if all(change is None for change in changes):
             continue
         rows.append([name, *("" if change is None else f"{change.percent:+.1f}" for change in changes)])
-    return _table(["last instead of chosen", *map(_label, evidence.settings)], rows)
+    return _table(["last instead of chosen", *map(label, evidence.settings)], rows)
 
 
 def cost_table(costs: list[dict[str, Any]]) -> str:
@@ -255,9 +141,7 @@ def cost_table(costs: list[dict[str, Any]]) -> str:
     rows = []
     for (task, days), group in pd.DataFrame(costs).groupby(["task", "days"], sort=False):
         ratio = (group.tsjt / group.target_only).median()
-        rows.append(
-            [_label((task, days)), f"{ratio:.2f}", f"{100 * group.guard_share.median():.1f} %", str(len(group))]
-        )
+        rows.append([label((task, days)), f"{ratio:.2f}", f"{100 * group.guard_share.median():.1f} %", str(len(group))])
     return _table(["setting", "tsjt / target_only", "the guard's share of tsjt", "repetitions"], rows)
 
 
@@ -282,7 +166,7 @@ def bars(evidence: Evidence) -> str:
     if poisoned:
         (setting, poison), change = max(poisoned.items(), key=lambda item: item[1].percent)
         above = sum(change.percent > 1.5 for change in poisoned.values())
-        told = f"worst {change.percent:+.1f} % ({poison}, {_label(setting)}); {above} of {len(poisoned)} above"
+        told = f"worst {change.percent:+.1f} % ({poison}, {label(setting)}); {above} of {len(poisoned)} above"
         rows.append(["under every poison at most +1.5 %", told])
     every = [name for names in RIVALS.values() for name in names]
     rivals = [
@@ -297,7 +181,7 @@ def bars(evidence: Evidence) -> str:
     boosting = "gradient boosting"
     for kind, wanted in (("every naive and linear forecast", False), (boosting, True)):
         lost = [
-            f"{_label(setting)} ({name} {change.percent:+.1f} %)"
+            f"{label(setting)} ({name} {change.percent:+.1f} %)"
             for setting in evidence.settings
             for name in evidence.naive(setting)
             if (name == boosting) == wanted
@@ -306,62 +190,6 @@ def bars(evidence: Evidence) -> str:
         ]
         rows.append([f"better than {kind} in every setting", "no: " + ", ".join(lost) if lost else "yes"])
     return _table(["promised", "found"], rows)
-
-
-def plot_changes(evidence: Evidence, path: Path) -> None:
-    """The default against the target alone, setting by setting, with the runs as dots."""
-    figure = Figure(figsize=(8.6, 0.55 * len(evidence.settings) + 1.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for row, setting in enumerate(evidence.settings):
-        reference = evidence.reference(setting)
-        for name, colour, shift in ((DEFAULT, BLUE, -0.14), ("gradient boosting", ORANGE, 0.14)):
-            change = evidence.change(setting, name, reference)
-            if change is None:
-                continue
-            mine, other = evidence.runs(setting, name)["mae"], evidence.runs(setting, reference)["mae"]
-            both = mine.index.intersection(other.index)
-            axes.plot(100 * (mine[both] / other[both] - 1), [row + shift] * len(both), ".", color=colour, alpha=0.45)
-            axes.plot([change.low, change.high], [row + shift] * 2, color=colour, linewidth=2)
-            label = f"{name}" if row == 0 else None
-            axes.plot(
-                change.percent, row + shift, "o" if name == DEFAULT else "s", color=colour, markersize=7, label=label
-            )
-    axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(range(len(evidence.settings)), [_label(s) for s in evidence.settings], fontsize=9)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("MAE against training on the target alone (%; left is better)")
-    axes.set_title("Test errors; dots: runs, lines: 95 % intervals of the mean", fontsize=10, loc="left")
-    axes.legend(fontsize=9, loc="best")
-    _save(figure, path)
-
-
-def plot_poisons(evidence: Evidence, path: Path) -> None:
-    """The default with real and with spoiled sources."""
-    kinds = ["", *evidence.poisons()]
-    figure = Figure(figsize=(8.6, 0.5 * len(kinds) + 1.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for row, poison in enumerate(kinds):
-        for setting in evidence.settings:
-            change = evidence.change(setting, DEFAULT, evidence.reference(setting), poison)
-            if change is not None:
-                marker = "o" if setting[1] == 3 else "D"
-                axes.plot(change.percent, row, marker, color=ORANGE if poison else BLUE, markersize=7, alpha=0.75)
-    axes.axvline(0, color="0.3", linewidth=1)
-    axes.axvline(1.5, color="0.3", linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(kinds)), ["real sources", *kinds[1:]], fontsize=9)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("MAE of tsjt against training on the target alone (%; left is better; dotted: +1.5 %)")
-    axes.set_title("A marker a setting: circles 3 visible days, diamonds 1", fontsize=10, loc="left")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
 
 
 def render(evidence: Evidence, head: dict[str, Any], costs: list[dict[str, Any]]) -> str:
