@@ -18,12 +18,6 @@ from .strategies import StepPlan, Strategy
 AVERAGE_RATE = 0.02
 """Of the running average of the parameters: it looks back over about fifty steps."""
 
-LEAST_GAIN = 0.02
-"""Share of the validation loss by which a later average has to be better, where there is no source beside the target.
-
-A few days are overfitted soon, and a difference of less on a single day is noise: the earlier one is the safer.
-"""
-
 
 class TrainingRun:
     """A model in training.
@@ -37,8 +31,8 @@ class TrainingRun:
         max_grad_norm: Gradients longer than this are shortened to it.
         batches: Source and target batches.
         validation: Windows that choose the checkpoint.
-        averaged: Whether the running average of the parameters is what is forecast with: after the last step where
-            there are sources, whatever the validation says, else as chosen by :data:`LEAST_GAIN`.
+        averaged: Whether the running average of the parameters after the last step is the result, whatever the
+            validation says.
     """
 
     def __init__(
@@ -115,7 +109,7 @@ class TrainingRun:
         self.optimizer.state.clear()  # the moments of the one do not belong to the other
 
     def evaluate(self) -> None:
-        """Forecasts the validation day and remembers the model if it is the best so far, or the average."""
+        """Forecasts the validation day and remembers the model if it is the best so far, or the average as it is."""
         if self.average:
             trained = self._copy()
             self.model.load_state_dict(self.average)
@@ -129,8 +123,7 @@ class TrainingRun:
                 f"the loss is not finite after step {self.step} ({means}, validation {loss}); lower lr (--lr)"
             )
         self.log.append({"step": self.step, **means, "validation_loss": loss})
-        needed = 1 - LEAST_GAIN if self.average else 1.0
-        if (self.average and self.batches.sources) or loss < needed * self.best_loss:
+        if self.average or loss < self.best_loss:
             self.best_step, self.best_loss = self.step, loss
             self.best_model = {name: value.clone() for name, value in (self.average or self._copy()).items()}
 

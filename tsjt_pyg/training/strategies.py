@@ -33,13 +33,13 @@ class Strategy:
         pretrain_share: Share of the steps, in [0, 1), that come first and see the sources only.
         skewed: Whether the source gradient is filtered.
         guard: Whether each source is judged first, on the visible days of the target alone, and left out where it does
-            not help (:func:`~tsjt_pyg.training.guard.judge_sources`). Where none is left, the target is learned from
-            alone, with twice the steps, which are as many gradients.
+            not help (:func:`~tsjt_pyg.training.guard.judge_sources`). Where none is left, this is ``target_only_2x``:
+            the target alone with twice the steps, which are as many gradients.
         step_factor: How many times the optimizer steps it takes. A joint step needs two gradients: ``target_only`` with
             twice the steps costs what a joint training does.
-        average: Whether the running average of the parameters is the result, instead of the parameters on the way that
-            the validation day liked best: after the last step, since a training with sources needs no early stop; where
-            no source takes part, the first average that no later one beats by 2 % on the validation day.
+        average: Whether, where sources take part, the running average of the parameters after the last step is the
+            result instead of the parameters on the way that the validation day liked best. Learning from the target
+            alone needs that choice: a few days are overfitted soon.
 
     Raises:
         ValueError: If a weight is negative, both are 0, or ``pretrain_share`` is outside [0, 1).

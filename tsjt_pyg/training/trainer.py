@@ -143,7 +143,7 @@ def fit(
         max_grad_norm: Gradients longer than this are shortened to it.
         validation_days: How much of the end of the visible days chooses the checkpoint.
         evaluations: The validation day is forecast before the first step, every ``steps // evaluations`` steps, at the
-            end of a pre-training and after the last step.
+            end of a pre-training and after the last step; a strategy of twice the steps does it twice as often.
         output: Folder for ``last.pt``, ``best.pt`` and ``config.json``; created where absent. Default: nothing is
             written.
         checkpoint_every: Steps from one ``last.pt`` to the next.
@@ -183,6 +183,7 @@ def fit(
     }
     folder = None if output is None else _Folder(Path(output), settings, target, resume)
     saved = folder.load() if folder is not None and resume and (folder.path / LAST).is_file() else None
+    every = max(1, steps // evaluations)
     steps *= strategy.step_factor
     optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
     most = max(1, min(MOST_SUPPORT_DAYS, round(target.num_steps / target.steps_per_day)))
@@ -211,12 +212,12 @@ def fit(
         steps=steps,
         batches=batches,
         validation=validation.windows(history, horizon, stride),
-        averaged=strategy.average,
+        averaged=strategy.average and bool(taken),
         **optimizing,
     )
     if folder is not None and saved is not None:
         run.load(saved)
-    every, pretrain = max(1, steps // evaluations), strategy.pretrain_steps(steps)
+    pretrain = strategy.pretrain_steps(steps)
     model.train()
     try:
         while run.step < steps:
