@@ -100,8 +100,8 @@ class Accelerated(Module):
             )
         check_edges(edge_index, edge_weight, x.size(2))
         graph = road_graph(edge_index, edge_weight, x.size(2))
-        states, _ = self._run(self._cell, x.permute(2, 1, 0, 3), graph, None)
-        return torch.stack(states).permute(2, 0, 1, 3)
+        steps = self._run(self._cell, x.permute(2, 1, 0, 3), graph, None)
+        return steps.states.permute(2, 0, 1, 3)
 
     def train(self, mode: bool = True) -> Self:
         self._cell.train(mode)

@@ -49,9 +49,8 @@ class CellAdapter(NamedTuple):
         in_channels: Channels the cell reads at each step.
         out_channels: Channels of its hidden state.
         periods: The only history the cell can read, or ``None`` if it reads any.
-        run: Cell, x ``[N, T, B, C]``, road network and the state to start from (``None``: zero) to the states after
-            each step, ``[N, B, F]`` each (a single one for a cell which has a state for the window only), and the
-            state that a further step would start from.
+        run: Cell, x ``[N, T, B, C]``, road network and the state to start from (``None``: zero) to what it
+            makes of them.
         state: Channels of each tensor that a further step starts from; empty for a cell that cannot go on from where
             it stopped.
         embedding_channels: Channels of the node embedding the cell needs, or ``None`` if it needs none.
@@ -144,12 +143,8 @@ def hidden_states(
           ``[N, D]`` *(AGCRN only)*
         - **output:** ``T`` tensors ``[B, N, F]``; a single one for a cell which has a state for the window only
     """
-    adapter = adapt(cell)
-    if adapter.periods not in (None, x.size(1)):
-        raise ValueError(f"cell reads windows of exactly {adapter.periods} steps (periods), x has {x.size(1)}")
-    graph = embedded(adapter, road_graph(edge_index, edge_weight, x.size(2)), node_embedding)
-    states, _ = adapter.run(cell, x.permute(2, 1, 0, 3), graph, None)
-    return [state.transpose(0, 1) for state in states]
+    steps = _run(cell, x, edge_index, edge_weight, node_embedding)
+    return list(steps.states.transpose(1, 2).unbind(0))
 
 
 def final_state(
@@ -166,12 +161,23 @@ def final_state(
         - **input:** as in :func:`hidden_states`
         - **output:** ``[B, N, F]``
     """
-    return summary(adapt(cell), hidden_states(cell, x, edge_index, edge_weight, node_embedding))
+    steps = _run(cell, x, edge_index, edge_weight, node_embedding)
+    return summary(adapt(cell), steps).transpose(0, 1)
 
 
-def summary(adapter: CellAdapter, states: list[Tensor]) -> Tensor:
+def _run(
+    cell: Module, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None, node_embedding: Tensor | None
+) -> Steps:
+    adapter = adapt(cell)
+    if adapter.periods not in (None, x.size(1)):
+        raise ValueError(f"cell reads windows of exactly {adapter.periods} steps (periods), x has {x.size(1)}")
+    graph = embedded(adapter, road_graph(edge_index, edge_weight, x.size(2)), node_embedding)
+    return adapter.run(cell, x.permute(2, 1, 0, 3), graph, None)
+
+
+def summary(adapter: CellAdapter, steps: Steps) -> Tensor:
     """The states of a window as one."""
-    return torch.stack(states).mean(dim=0) if adapter.mean else states[-1]
+    return steps.states.mean(dim=0) if adapter.mean else steps.last
 
 
 def embedded(adapter: CellAdapter, graph: RoadGraph, node_embedding: Tensor | None) -> RoadGraph:

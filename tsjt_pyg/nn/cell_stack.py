@@ -108,13 +108,13 @@ def run_stack(
         adapter = adapt(cell)
         start = None if starts is None else starts[number]
         run = _compiled(adapter.run) if compile and temporal_name(cell) in FAST else adapter.run
-        states, end = run(cell, x, embedded(adapter, graph, node_embedding), start)
-        ends.append(end)
+        found = run(cell, x, embedded(adapter, graph, node_embedding), start)
+        ends.append(found.end)
         if number + 1 < len(cells):
-            if len(states) != steps:
+            if len(found.states) != steps:
                 raise ValueError(_one_state(number, cell))
-            x = torch.stack(states, dim=1)
-    return summary(adapter, states), ends
+            x = found.states.transpose(0, 1)
+    return summary(adapter, found), ends
 
 
 @cache

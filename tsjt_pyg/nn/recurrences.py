@@ -18,8 +18,20 @@ from .in_place import GRUInPlace, LSTMInPlace
 State = tuple[Tensor, ...]
 """What a cell hands from one step to the next, ``[N, B, F]`` each: the hidden state first."""
 
-Steps = tuple[list[Tensor], State]
-"""The hidden states ``[N, B, F]`` after each step, and what a further step would start from."""
+
+class Steps(NamedTuple):
+    """What a cell makes of a window.
+
+    Args:
+        states: The hidden states after each step, ``[T, N, B, F]``; of a cell which has a state for the window only,
+            ``T`` is 1.
+        last: The last of them. Who needs no more takes this one, whose gradient is one of a single step.
+        end: What a further step would start from.
+    """
+
+    states: Tensor
+    last: Tensor
+    end: State
 
 
 class GRUWeights(NamedTuple):
@@ -54,12 +66,12 @@ def gru_states(
     x = x.transpose(0, 1)
     if start is None:
         start = (x.new_zeros(*x.shape[1:-1], weights.state_candidate.size(-1)),)
-    tensors = (x.contiguous(), start[0].contiguous(), *weights)
+    tensors = (x, start[0], *weights)
     # GRUInPlace has one basis for both, or one for the input alone: no cell needs more.
     one_basis = input_basis is state_basis or not state_basis.terms
     if one_basis and _runs_in_place(tensors, input_basis, state_basis):
-        states = list(GRUInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors))
-        return states, (states[-1],)
+        states, last = GRUInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors)
+        return Steps(states, last, (last,))
     return plain_gru_states(x, input_basis, state_basis, weights, start[0])
 
 
@@ -77,10 +89,10 @@ def lstm_states(
     x = x.transpose(0, 1)
     if start is None:
         start = (x.new_zeros(*x.shape[1:-1], weights.inputs.size(-1) // 4),) * 2
-    tensors = (x.contiguous(), *(part.contiguous() for part in start), *weights)
+    tensors = (x, *start, *weights)
     if _runs_in_place(tensors, input_basis, state_basis):
-        *states, memory = LSTMInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors)
-        return states, (states[-1], memory)
+        states, last, memory = LSTMInPlace.apply((input_basis, state_basis), _has_gradient(tensors), *tensors)
+        return Steps(states, last, (last, memory))
     return plain_lstm_states(x, input_basis, state_basis, weights, start)
 
 
@@ -97,7 +109,7 @@ def plain_gru_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights:
         inner = _add_product(step[..., 2 * size :], state_basis(state * reset), weights.state_candidate)
         state = torch.lerp(torch.tanh(inner), state, update)
         states.append(state)
-    return states, (state,)
+    return Steps(torch.stack(states), state, (state,))
 
 
 def plain_lstm_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights: LSTMWeights, start: State) -> Steps:
@@ -115,7 +127,7 @@ def plain_lstm_states(x: Tensor, input_basis: Basis, state_basis: Basis, weights
             leave = leave + weights.peepholes[2] * memory
         state = torch.sigmoid(leave) * torch.tanh(memory)
         states.append(state)
-    return states, (state, memory)
+    return Steps(torch.stack(states), state, (state, memory))
 
 
 def _runs_in_place(tensors: tuple[Tensor | None, ...], *bases: Basis) -> bool:

@@ -47,7 +47,7 @@ def run_agcrn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> St
         basis = _basis(reset * hidden, similarity, order)
         hidden = torch.lerp(torch.tanh(of_candidate + basis @ candidate_of_state), hidden, update)
         states.append(hidden)
-    return states, (hidden,)
+    return Steps(torch.stack(states), hidden, (hidden,))
 
 
 def _basis(features: Tensor, similarity: Tensor, order: int) -> Tensor:

@@ -23,8 +23,8 @@ def run_dygr_encoder(cell: Any, x: Tensor, graph: RoadGraph, state: State | None
         joined = torch.stack([tensor.flatten(0, 1) for tensor in state])
         start = (joined[:layers].contiguous(), joined[layers:].contiguous())
     states, (last, memory) = cell.recurrent_layer(hidden, start)
-    handed_on = torch.cat([last, memory]).view(2 * layers, nodes, windows, -1)
-    return list(states.view(steps, nodes, windows, -1).unbind(0)), handed_on.unbind(0)
+    handed_on = torch.cat([last, memory]).view(2 * layers, nodes, windows, -1).unbind(0)
+    return Steps(states.view(steps, nodes, windows, -1), handed_on[layers - 1], handed_on)
 
 
 def _gated_graph_conv(conv: Any, x: Tensor, graph: RoadGraph) -> Tensor:

@@ -25,7 +25,8 @@ def run_evolve_gcno(cell: Any, x: Tensor, graph: RoadGraph, state: State | None)
     for _ in range(x.size(1)):
         _, weight = cell.recurrent_layer(weight, weight)
         weights.append(weight.squeeze(0))
-    return list(torch.einsum("ntbi,tio->tnbo", _propagated(cell.conv_layer, x, graph), torch.stack(weights))), ()
+    outputs = torch.einsum("ntbi,tio->tnbo", _propagated(cell.conv_layer, x, graph), torch.stack(weights))
+    return Steps(outputs, outputs[-1], ())
 
 
 def _propagated(conv: Any, x: Tensor, graph: RoadGraph) -> Tensor:

@@ -35,7 +35,7 @@ def run_a3tgcn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> S
     for step, share in zip(x.unbind(1), attention, strict=True):  # one by one: all at once they leave the cache
         keep, candidate = project(propagate(step.contiguous()), gates, bias).chunk(2, dim=-1)
         out = out + share * torch.sigmoid(keep) * torch.tanh(candidate)
-    return [out], (out,)
+    return Steps(out.unsqueeze(0), out, (out,))
 
 
 def _gcn_propagation(cell: Any, x: Tensor, graph: RoadGraph) -> Propagation:

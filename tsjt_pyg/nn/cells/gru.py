@@ -20,4 +20,4 @@ def run_gru(cell: torch.nn.GRU, x: Tensor, graph: RoadGraph, state: State | None
     if cell.batch_first:
         states = states.transpose(0, 1)
     handed_on = last.view(cell.num_layers, nodes, windows, -1).unbind(0)
-    return [step.view(nodes, windows, -1) for step in states.contiguous().unbind(0)], handed_on
+    return Steps(states.reshape(steps, nodes, windows, -1), handed_on[-1], handed_on)

@@ -32,7 +32,8 @@ def run_mstgcn(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> S
         x = _block(block, x, graph)
     # The last convolution takes steps for channels and covers all of its input.
     out = cell._final_conv(x.flatten(0, 1)[:, :, None])
-    return [out.view(nodes, windows, -1)], ()
+    out = out.view(nodes, windows, -1)
+    return Steps(out.unsqueeze(0), out, ())
 
 
 def mstgcn_history(cell: Any) -> int:

@@ -24,4 +24,5 @@ def run_window(cell: Any, x: Tensor, graph: RoadGraph, state: State | None) -> S
             f"{list(found) if isinstance(found, tuple) else found}"
         )
     states = out.unsqueeze(1) if out.dim() == 3 else out
-    return list(states.permute(1, 2, 0, 3).unbind(0)), ()
+    states = states.permute(1, 2, 0, 3)
+    return Steps(states, states[-1], ())
