@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/tsjt demo $(DEMO_FLAGS)
 
 test: setup
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(BIN)/pytest -n auto --dist worksteal $(PYTEST_FLAGS)
 
 lint: setup
 	$(BIN)/ruff check .

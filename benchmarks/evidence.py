@@ -73,7 +73,8 @@ ABLATIONS = (
     replace(STRATEGIES["tsjt"], name="tsjt without average", average=False),
 )
 
-PLAIN, NO_PROFILE, PROMPTS = "target_only, plain network", "tsjt without profile", "tsjt_paper with prompts"
+PLAIN, PLAIN_2X = "target_only, plain network", "target_only_2x, plain network"
+NO_PROFILE, PROMPTS = "tsjt without profile", "tsjt_paper with prompts"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def plain_network(horizon: int) -> Forecaster:
 
 def strategy_of(name: str) -> Strategy:
     """The strategy of this name."""
-    special = {PLAIN: "target_only", NO_PROFILE: "tsjt", PROMPTS: "tsjt_paper"}
+    special = {PLAIN: "target_only", PLAIN_2X: "target_only_2x", NO_PROFILE: "tsjt", PROMPTS: "tsjt_paper"}
     if name in special:
         return replace(STRATEGIES[special[name]], name=name)
     known = {**STRATEGIES, **{strategy.name: strategy for strategy in (*RIVALS, *ABLATIONS)}}
@@ -108,8 +109,8 @@ def strategy_of(name: str) -> Strategy:
 
 
 def network_of(name: str, horizon: int) -> ModelConfig | Callable[[], torch.nn.Module]:
-    """The network of a strategy: the same for all but three."""
-    if name == PLAIN:
+    """The network of a strategy: the same for all but four."""
+    if name in (PLAIN, PLAIN_2X):
         return partial(plain_network, horizon)
     config = ModelConfig(**NETWORK, horizon=horizon)  # type: ignore[arg-type]
     if name == NO_PROFILE:
@@ -140,11 +141,12 @@ def plan(quick: bool) -> list[Run]:
     settings = [("taxi-dc", 3)] if quick else list(STARTS)
     rivals = [strategy.name for strategy in RIVALS]
     ablations = [strategy.name for strategy in ABLATIONS]
+    poisons = (*POISONS, "another quantity", "one of two")
     groups: list[Iterable[tuple[str, str]]] = [
         [("naive", ""), *((name, "") for name in (*CORE, PLAIN))],
-        [("tsjt", poison) for poison in (*POISONS, "another quantity", "one of two")],
-        [(name, "") for name in (*rivals, PROMPTS)],
-        [(name, "") for name in (*ablations, NO_PROFILE)],
+        [("tsjt", poison) for poison in poisons],
+        [(name, "") for name in (*rivals, PLAIN_2X, PROMPTS)],
+        [*((name, "") for name in (*ablations, NO_PROFILE)), *((ablations[0], poison) for poison in poisons)],
     ]
     if quick:
         groups = [[("naive", ""), *((name, "") for name in CORE)], [("tsjt", "shuffled time")]]
@@ -164,20 +166,23 @@ def carry_out(run: Run, root: str | None, training: dict[str, Any]) -> dict[str,
     task, horizon = cities(run.task, root), TASKS[run.task][3]
     target = task.target.between(run.start * task.target.steps_per_day, task.target.num_steps)
     naive = run.strategy == "naive"
-    found = compare(
-        target,
-        poisoned(task, run.poison, root),
-        [strategy_of("target_only" if naive else run.strategy)],
-        visible_days=run.days,
-        seeds=[run.seed],
-        model=network_of(run.strategy, horizon),
-        validation_days=VALIDATION_DAYS[run.days],
-        naive=list(NAIVE_FITS) if naive else [],
-        verbose=False,
-        **{**training, "steps": 1} if naive else training,
-    )
-    records = [record for record in found.to_dict()["runs"] if (record["seed"] is None) == naive]
     about = {"key": run.key, **asdict(run), "source": _source_digest()}
+    try:
+        found = compare(
+            target,
+            poisoned(task, run.poison, root),
+            [strategy_of("target_only" if naive else run.strategy)],
+            visible_days=run.days,
+            seeds=[run.seed],
+            model=network_of(run.strategy, horizon),
+            validation_days=VALIDATION_DAYS[run.days],
+            naive=list(NAIVE_FITS) if naive else [],
+            verbose=False,
+            **{**training, "steps": 1} if naive else training,
+        )
+    except (ArithmeticError, RuntimeError) as error:  # a rival's solver, or a loss that is not finite
+        return {**about, "failed": f"{type(error).__name__}: {error}", "runs": []}
+    records = [record for record in found.to_dict()["runs"] if (record["seed"] is None) == naive]
     return {**about, "unit": found.unit, "minutes": found.minutes, "runs": _rounded(records)}
 
 
@@ -242,6 +247,7 @@ def main() -> None:
     todo = [run for run in plan(arguments.quick) if run.key not in done]
     if arguments.costs:
         costs = measure_costs(arguments.root, training, repeats=1 if arguments.quick else 3)
+        output.mkdir(parents=True, exist_ok=True)
         (output / "costs.json").write_text(json.dumps(_rounded(costs), indent=1) + "\n", encoding="utf-8")
     elif not arguments.only_report:
         _run_all(todo, file, settings, arguments.root, arguments.jobs, arguments.hours)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy import stats
 
-DEFAULT = "tsjt"
+DEFAULT, UNGUARDED = "tsjt", "tsjt without guard"
 ALONE = ("target_only", "target_only_2x")
-PLAIN = "target_only, plain network"
+PLAIN = "plain network"
 TORCHJD = ("PCGrad", "GradVac", "CAGrad", "UPGrad", "IMTL-G")
 RIVALS = {
-    PLAIN: (PLAIN,),
+    PLAIN: ("target_only, plain network", "target_only_2x, plain network"),
     "pooled": ("pooled", "pooled .3:1", "pooled .1:1"),
-    "fine-tuning": ("finetune", "finetune, lr .3", "finetune, lr .1", "finetune, head"),
+    "fine-tuning": ("finetune", "finetune 2x", "finetune 2x, lr .3", "finetune 2x, lr .1", "finetune 2x, head"),
     "torchjd": TORCHJD,
     "the paper's rule": ("tsjt_paper", "tsjt_paper with prompts"),
 }
@@ -23,7 +23,11 @@ RIVALS = {
 
 
 class Change(NamedTuple):
-    """By how many percent an error differs from another, paired by run, with Student's 95 % interval."""
+    """By how many percent an error differs from another, paired by run, with Student's 95 % interval.
+
+    Of a single run the interval is not known (NaN). Runs of different seeds count as independent, though some settings
+    have fewer first days than runs.
+    """
 
     percent: float
     low: float
@@ -61,6 +65,7 @@ class Evidence:
                     }
                 )
         self.rows = pd.DataFrame(rows)
+        self.failed = {record["key"]: record["failed"] for record in records if "failed" in record}
         self.settings = list(dict.fromkeys(zip(self.rows.task, self.rows.days, strict=True)))
         self.settings.sort(key=lambda setting: (-setting[1], setting[0]))
 
@@ -80,7 +85,7 @@ class Evidence:
         if both.empty:
             return None
         percent = 100 * (mine[both] / other[both] - 1)
-        half = 0.0
+        half = float("nan")
         if len(both) > 1:
             half = float(stats.t.ppf(0.975, len(both) - 1) * stats.sem(percent))
         mean = float(percent.mean())
@@ -100,6 +105,16 @@ class Evidence:
     def reference(self, setting: tuple[str, int]) -> str:
         """Training on the target alone: with equal steps or equal compute, as validation prefers."""
         return self.chosen(setting, ALONE) or ALONE[0]
+
+    def best_rival(self, setting: tuple[str, int]) -> str | None:
+        """Of each kind the variant that validation prefers, and of these the one with the smallest test error.
+
+        The last choice is made in hindsight: nobody who has to choose could do better.
+        """
+        chosen = [rival for names in RIVALS.values() if (rival := self.chosen(setting, names)) is not None]
+        errors = {rival: self.runs(setting, rival)["mae"] for rival in chosen}
+        common = sorted(set.intersection(*(set(values.index) for values in errors.values()))) if errors else []
+        return min(errors, key=lambda rival: float(errors[rival][common].mean())) if common else None
 
     def naive(self, setting: tuple[str, int]) -> list[str]:
         """Names of the forecasts without a network."""

@@ -46,8 +46,8 @@ def wrong_units(city: City) -> City:
 
 
 def another_quantity(city: City, root: str | Path | None = None) -> City:
-    """Bike trips in New York, named and timed as if they were what the city has."""
-    trips = load_city("jonas_nyc", root).select("bike_demand")
+    """Bike trips in New York (for a city of bike trips: taxi trips), named and timed as what the city has."""
+    trips = load_city("jonas_nyc", root).select("taxi_demand" if "bike_demand" in city.channels else "bike_demand")
     return replace(trips, channels=city.channels, units=city.units, interval=city.interval)
 
 

@@ -16,14 +16,14 @@ from tsjt_pyg.training import Strategy
 from tsjt_pyg.training.run import TrainingRun
 from tsjt_pyg.training.strategies import StepPlan
 
-TORCHJD = {
-    "PCGrad": "PCGradWeighting",
-    "GradVac": "GradVacWeighting",
-    "CAGrad": "CAGradWeighting",
-    "UPGrad": "UPGradWeighting",
-    "IMTL-G": "IMTLGWeighting",
+TORCHJD: dict[str, tuple[str, dict[str, float]]] = {
+    "PCGrad": ("PCGradWeighting", {}),
+    "GradVac": ("GradVacWeighting", {"beta": 0.01}),
+    "CAGrad": ("CAGradWeighting", {"c": 0.5}),
+    "UPGrad": ("UPGradWeighting", {}),
+    "IMTL-G": ("IMTLGWeighting", {}),
 }
-"""Names in tables, and of the weightings in :mod:`torchjd.aggregation`."""
+"""Names in tables, and weightings of :mod:`torchjd.aggregation` with the constants of their papers."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Torchjd(Strategy):
     def filter_options(self) -> dict[str, Any]:
         import torchjd.aggregation
 
-        weighting = getattr(torchjd.aggregation, TORCHJD[self.name])
-        return {"filter": weighting(c=0.5) if self.name == "CAGrad" else weighting()}
+        weighting, constants = TORCHJD[self.name]
+        return {"filter": getattr(torchjd.aggregation, weighting)(**constants)}
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,13 @@ class _ReptileRun(TrainingRun):
             now = self.model.state_dict()
             self.model.load_state_dict({k: v.lerp(now[k], strategy.rate) for k, v in self.before.items()})
 
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "before": dict(getattr(self, "before", {}))}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        self.before = state["before"]
+
     def loss(self, source: bool) -> Tensor:
         if not source:
             return super().loss(source)
@@ -161,11 +168,19 @@ class _AdversarialRun(TrainingRun):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         hidden = self.model.head[-1].in_features  # type: ignore[index,union-attr]
-        self.discriminator = Sequential(Linear(hidden, hidden), ReLU(), Linear(hidden, 1))
+        device = next(self.model.parameters()).device
+        self.discriminator = Sequential(Linear(hidden, hidden), ReLU(), Linear(hidden, 1)).to(device)
         self.optimizer.add_param_group({"params": list(self.discriminator.parameters())})
         self.hidden = hidden
         self.state_seen: Tensor | None = None
         self.model.head.register_forward_pre_hook(self._remember)  # type: ignore[union-attr]
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "discriminator": self.discriminator.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        self.discriminator.load_state_dict(state["discriminator"])
 
     def _remember(self, _: torch.nn.Module, given: tuple[Tensor]) -> None:
         self.state_seen = given[0][..., : self.hidden]
@@ -178,14 +193,18 @@ class _AdversarialRun(TrainingRun):
         return found + binary_cross_entropy_with_logits(told, torch.full_like(told, float(source)))
 
 
+_TWICE: dict[str, Any] = {"source_weight": 0.0, "pretrain_share": 0.5, "step_factor": 2}
+"""Of one gradient a step: twice the steps are the compute of a joint training."""
+
 RIVALS: tuple[Strategy, ...] = (
     Strategy("pooled .3:1", source_weight=0.3),
     Strategy("pooled .1:1", source_weight=0.1),
-    Proportional("by size"),
-    FineTune("finetune, lr .3", source_weight=0.0, pretrain_share=0.5, lr_factor=0.3),
-    FineTune("finetune, lr .1", source_weight=0.0, pretrain_share=0.5, lr_factor=0.1),
-    FineTune("finetune, head", source_weight=0.0, pretrain_share=0.5, head_only=True),
-    Reptile("reptile", source_weight=0.0, pretrain_share=0.5),
+    Proportional("by size 2x", step_factor=2),
+    FineTune("finetune 2x", **_TWICE),
+    FineTune("finetune 2x, lr .3", lr_factor=0.3, **_TWICE),
+    FineTune("finetune 2x, lr .1", lr_factor=0.1, **_TWICE),
+    FineTune("finetune 2x, head", head_only=True, **_TWICE),
+    Reptile("reptile 2x", **_TWICE),
     DomainAdversarial("domain-adversarial"),
     *(Torchjd(name, skewed=True) for name in TORCHJD),
 )

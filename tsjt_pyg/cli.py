@@ -273,7 +273,7 @@ def train(
             "best_step": result.best_step,
             "log": result.log,
             "optimizer": result.stats,
-            "sources": [vars(verdict) for verdict in result.verdicts],
+            "sources": [verdict.as_dict() for verdict in result.verdicts],
             "seconds": result.seconds,
         }
         save_json(output / METRICS, metrics)
@@ -285,7 +285,8 @@ def train(
         unit = task.target.units[0]
         out.print(
             f"{strategy}: test MAE {found.mean_mae:.3f} {unit}, RMSE {found.mean_rmse:.3f} {unit}, MAPE "
-            f"{found.mean_mape:.1f} % (last value: MAE {naive.mean_mae:.3f}); best step {result.best_step} of {steps}; "
+            f"{found.mean_mape:.1f} % (last value: MAE {naive.mean_mae:.3f}); best step {result.best_step} of "
+            f"{result.log[-1]['step']}; "
             f"{result.seconds:.1f} s. Written to {output}.",
             highlight=False,
             soft_wrap=True,

@@ -19,11 +19,12 @@ FITTING = {"steps": 12, "batch_size": 8, "evaluations": 2, "lr": 1e-2}
 RIVALS = [
     "pooled .3:1",
     "pooled .1:1",
-    "by size",
-    "finetune, lr .3",
-    "finetune, lr .1",
-    "finetune, head",
-    "reptile",
+    "by size 2x",
+    "finetune 2x",
+    "finetune 2x, lr .3",
+    "finetune 2x, lr .1",
+    "finetune 2x, head",
+    "reptile 2x",
     "domain-adversarial",
     "PCGrad",
     "GradVac",
@@ -84,7 +85,7 @@ def test_every_rival_trains(task, strategies, name):
     if name == "CAGrad":
         pytest.importorskip("cvxpy", reason="torchjd's CAGrad needs torchjd[cagrad]")
     result, states = states_of(task, strategies[name])
-    assert len(states) == FITTING["steps"] + 1
+    assert len(states) == FITTING["steps"] * (2 if "2x" in name else 1) + 1
     assert moved(states[0], states[-1])
     assert all(value.isfinite().all() for value in states[-1].values())
     assert math.isfinite(result.validation_loss)
@@ -92,21 +93,21 @@ def test_every_rival_trains(task, strategies, name):
 
 
 def test_the_head_alone_moves_after_the_pretraining(task, strategies):
-    _, states = states_of(task, strategies["finetune, head"])
-    assert any(not name.startswith("head.") for name in moved(states[0], states[6]))
-    after = moved(states[6], states[12])
+    _, states = states_of(task, strategies["finetune 2x, head"])
+    assert any(not name.startswith("head.") for name in moved(states[0], states[12]))
+    after = moved(states[12], states[24])
     assert after
     assert all(name.startswith("head.") for name in after)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("finetune, lr .3", 0.3), ("finetune, lr .1", 0.1)])
+@pytest.mark.parametrize(("name", "factor"), [("finetune 2x, lr .3", 0.3), ("finetune 2x, lr .1", 0.1)])
 def test_fine_tuning_has_a_smaller_learning_rate(task, strategies, name, factor):
-    small, plain = states_of(task, strategies[name])[1], states_of(task, "finetune")[1]
-    assert not moved(small[6], plain[6])
+    small, plain = (states_of(task, strategies[of])[1] for of in (name, "finetune 2x"))
+    assert not moved(small[12], plain[12])
     for parameter in new_model().state_dict():
-        step = (plain[7][parameter] - plain[6][parameter]).double()
+        step = (plain[13][parameter] - plain[12][parameter]).double()
         torch.testing.assert_close(
-            (small[7][parameter] - small[6][parameter]).double(), factor * step, rtol=1e-2, atol=2e-6
+            (small[13][parameter] - small[12][parameter]).double(), factor * step, rtol=1e-2, atol=2e-6
         )
 
 
@@ -118,7 +119,7 @@ def test_reptile_moves_by_its_rate_of_the_way(task, strategies, monkeypatch):
         ends.append(copy_of(self.model))
 
     monkeypatch.setattr(TrainingRun, "train_step", spy)
-    _, states = states_of(task, strategies["reptile"], steps=24)  # 12 on the sources, in tasks of 5, 5 and 2
+    _, states = states_of(task, strategies["reptile 2x"], steps=12)  # 12 on the sources, in tasks of 5, 5 and 2
     for first, last in ((0, 5), (5, 10), (10, 12)):
         for name, before in states[first].items():
             torch.testing.assert_close(states[last][name], before + 0.5 * (ends[last - 1][name] - before))
@@ -146,10 +147,48 @@ def test_by_size_draws_a_city_as_often_as_its_share_of_the_windows(task, strateg
     assert sum(source for source, _ in seen) / 300 == pytest.approx(share, abs=0.08)
 
 
-def test_the_adversary_changes_the_training(task, strategies):
-    _, with_it = states_of(task, strategies["domain-adversarial"])
-    _, without = states_of(task, "pooled")
-    assert moved(with_it[2], without[2])
+def test_states_are_moved_to_where_the_discriminator_is_wrong(task, modules, monkeypatch):
+    """After a first step that nobody can blame: the adversary alone, no forecast."""
+    losses = []
+
+    class Run(modules["rivals"]._AdversarialRun):
+        def loss(self, source):
+            found = super().loss(source)
+            forecast = TrainingRun.loss(self, source)
+            losses.append((found - forecast).item())
+            return found - forecast  # what is left is the discriminator's loss, with its gradient reversed
+
+    class Strategy(modules["rivals"].DomainAdversarial):
+        def run_type(self):
+            return Run
+
+    monkeypatch.setattr(modules["rivals"], "Linear", _Frozen)
+    fit(new_model(), *task, Strategy("adversary", adversary=1.0), **{**FITTING, "steps": 40})
+    assert sum(losses[-10:]) > sum(losses[:10])
+
+
+class _Frozen(torch.nn.Linear):
+    """A discriminator that cannot follow."""
+
+    def __init__(self, *size):
+        super().__init__(*size)
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["reptile 2x", "domain-adversarial", "finetune 2x, lr .1"])
+def test_a_rival_that_was_stopped_goes_on_to_the_same_bits(task, strategies, name, tmp_path):
+    whole, _ = states_of(task, strategies[name])
+
+    def stop(done, total):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    folder = {"output": tmp_path, "checkpoint_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        fit(new_model(), *task, strategies[name], progress=stop, **folder, **FITTING)
+    resumed = fit(new_model(), *task, strategies[name], resume=True, **folder, **FITTING)
+    assert not moved(whole.last_model, resumed.last_model)
+    assert whole.log == resumed.log
 
 
 @pytest.mark.parametrize("name", ["shuffled time", "reversed days", "noise", "wrong units"])
@@ -208,13 +247,15 @@ def test_a_quick_plan_is_a_part_of_the_whole(evidence):
         assert run.poison in {"", *evidence.POISONS, "another quantity", "one of two"}
 
 
-def test_every_strategy_has_the_same_network_but_three(evidence):
+def test_every_strategy_has_the_same_network_but_four(evidence):
     usual = evidence.network_of("tsjt", 6)
     assert all(evidence.network_of(name, 6) == usual for name in (*evidence.CORE, *RIVALS))
     assert evidence.network_of(evidence.NO_PROFILE, 6).profile is False
     assert evidence.network_of(evidence.PROMPTS, 6).num_prompts == 16
-    plain = evidence.network_of(evidence.PLAIN, 6)()
-    assert (plain.center, plain.profile, plain.horizon) == (False, False, 6)
+    for name in (evidence.PLAIN, evidence.PLAIN_2X):
+        plain = evidence.network_of(name, 6)()
+        assert (plain.center, plain.profile, plain.horizon) == (False, False, 6)
+    assert evidence.strategy_of(evidence.PLAIN_2X).step_factor == 2
 
 
 def test_one_of_two_sources_is_spoiled(evidence, task):

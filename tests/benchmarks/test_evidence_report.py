@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -45,6 +46,10 @@ SETTING = ("speed-la", 3)
 
 @pytest.fixture
 def found():
+    return report.Evidence(records_of())
+
+
+def records_of():
     records = []
     for seed, level in enumerate((1.0, 2.0, 4.0)):
         records += [
@@ -57,7 +62,7 @@ def found():
             record("last value", seed, 1.5 * level),
             record("gradient boosting", seed, 0.5 * level),
         ]
-    return report.Evidence(records)
+    return records
 
 
 def test_a_change_is_paired_by_run_and_in_percent_of_each_runs_own_reference(found):
@@ -79,12 +84,18 @@ def test_a_run_that_one_side_lacks_is_left_out(found):
         [record("target_only", seed, 1.0) for seed in (0, 1)] + [record("tsjt", seed, 0.5) for seed in (1, 2)]
     )
     assert fewer.change(SETTING, "tsjt", "target_only")[:1] == (-50.0,)
-    assert fewer.change(SETTING, "tsjt", "target_only").runs == 1
+    single = fewer.change(SETTING, "tsjt", "target_only")
+    assert single.runs == 1
+    assert math.isnan(single.low)
+    assert math.isnan(single.high)
     assert found.change(SETTING, "reptile", "target_only") is None
 
 
 def test_the_bars_name_what_does_not_hold(found):
-    text = report.bars(found)
+    text = report.bars(found, [{"ratio": 2.0, "guard_share": 0.05}, {"ratio": 3.0, "guard_share": 0.07}])
+    assert "same number of steps | median 2.5, at most 3 |" in text
+    assert "| the guard at most 8 % of the training time | median 6, at most 7 |" in text
+    assert "| the guard at most 8 % of the training time | not measured |" in report.bars(found, [])
     assert "| tsjt against the target alone, mean of the 3-day settings at most -8 % | -20.0 % |" in text
     assert "| no setting worse than +1 % | worst -20.0 % |" in text
     assert "worst +10.0 % (noise, speed-la, 3 days); 1 of 1 above" in text
@@ -98,6 +109,36 @@ def test_spoiled_sources_are_shown_with_how_many_were_left_out(found):
     assert "| noise | +10.0 (3/6) |" in report.poison_table(found)
 
 
+def test_a_guard_that_is_missing_is_shown_beside_it(found):
+    unguarded = [record("tsjt without guard", seed, 1.3 * 2**seed, poison="noise") for seed in range(3)]
+    more = report.Evidence([*records_of(), *unguarded])
+    assert "| noise; no guard | +30.0 |" in report.poison_table(more)
+    assert "no guard" not in report.poison_table(found)
+
+
+def test_of_each_kind_validation_chooses_and_the_best_of_them_is_found_in_hindsight(found):
+    assert found.best_rival(SETTING) == "pooled"  # though another weight has the smaller test error
+    kind = [record("UPGrad", seed, 0.7 * 2**seed, validation=5.0) for seed in range(3)]
+    other = [record("tsjt_paper", seed, 0.8 * 2**seed, validation=0.1) for seed in range(3)]
+    more = report.Evidence([*records_of(), *kind, *other])
+    assert more.best_rival(SETTING) == "UPGrad"
+    assert "(UPGrad) |\n" in report.rival_table(more) + "\n"
+    assert report.Evidence([record("tsjt", 0, 1.0)]).best_rival(SETTING) is None
+
+
+def test_a_run_that_failed_is_named(found, capsys, tmp_path):
+    failed = {"key": "speed-la|3|0|0|CAGrad|", "failed": "FloatingPointError: the loss is not finite", "runs": []}
+    more = report.Evidence([*records_of(), failed])
+    head = {"settings": harness.settings_of(harness.TRAINING), "date": "2000-01-01", "versions": {"torch": "0"}}
+    assert "CAGrad" in report.render(more, head, []).split("### Runs that failed")[1]
+    assert "### Runs that failed" not in report.render(found, head, [])
+
+
+def test_a_setting_without_naive_forecasts_leaves_their_cell_empty():
+    few = report.Evidence([record("target_only", 0, 1.0), record("tsjt", 0, 0.5)])
+    assert report.main_table(few).endswith("| 1 of 1 |  |")
+
+
 def test_report_and_pictures_are_written(found, tmp_path, capsys):
     records = [record("target_only", 0, 1.0), record("tsjt", 0, 0.5), record("last value", 0, 2.0)]
     head = {"settings": harness.settings_of(harness.TRAINING), "date": "2000-01-01", "versions": {"torch": "0"}}
@@ -108,6 +149,7 @@ def test_report_and_pictures_are_written(found, tmp_path, capsys):
         ("tsjt", 0.5, -50.0),
         ("last value", 2.0, 100.0),
     ]
+    assert [row["change"]["high"] for row in changes] == [None] * 3
     for picture in ("evidence_changes.png", "evidence_poisons.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     assert (

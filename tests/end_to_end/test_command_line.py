@@ -18,6 +18,7 @@ from tsjt_pyg.cli import app
 from tsjt_pyg.datasets import load_city
 from tsjt_pyg.training import CELLS, SavedModel, trainer
 from tsjt_pyg.training.checkpoint import FORMAT
+from tsjt_pyg.training.guard import SourceVerdict
 
 TARGET = ["--target", "demo/riverton"]
 TINY = ["--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "2", "--validation-days", "0.25"]
@@ -154,6 +155,18 @@ def test_train_writes_a_run_that_others_can_read(trained):
     assert metrics["optimizer"]["steps"] == 4
     assert json.loads((trained / "config.json").read_text())["strategy"]["name"] == "tsjt"
     assert "model" in torch.load(trained / "last.pt", weights_only=True)
+
+
+def test_train_says_how_many_steps_it_took_and_why_where_no_source_is_left(tsjt, tmp_path, monkeypatch):
+    def judge(model, visible, sources, **_):
+        return [SourceVerdict(city.name, float("inf"), 0.9, 0.0) for city in sources]
+
+    monkeypatch.setattr(trainer, "judge_sources", judge)
+    text = tsjt(*TRAIN, tmp_path / "r")
+    assert re.search(r"best step \d of 8;", text)
+    assert "was left out (zero-shot error inf, persistence 0.90)" in text
+    sources = json.loads((tmp_path / "r" / "metrics.json").read_text())["sources"]
+    assert {(source["error"], source["weight"]) for source in sources} == {(None, 0.0)}
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt, trained, tmp_path, monkeypatch):

@@ -183,8 +183,28 @@ def test_what_cannot_work_is_said_before_any_training(task, change, message):
 
 
 def test_the_target_cannot_be_its_own_source_under_another_name(task):
-    with pytest.raises(ValueError, match="sources: twin is the target itself, test period included"):
-        compare(task[0], [replace(task[0], name="twin")], **SETTINGS)
+    target = task[0]
+    order = torch.arange(target.num_nodes).flip(0).tolist()
+    few = target.keep_nodes([target.node_ids[node] for node in order[:3]])
+    late = target.between(target.num_steps // 2, target.num_steps)
+    for source in (target, late, few):
+        with pytest.raises(ValueError, match="sources: twin holds the target's test period; leave it out"):
+            compare(target, [replace(source, name="twin")], **SETTINGS)
+
+
+def test_a_city_of_the_same_names_and_times_may_be_a_source(task):
+    target = task[0]
+    other = replace(target, name="other", readings=target.readings.roll(1, dims=1), mask=target.mask.roll(1, dims=1))
+    before = replace(target.between(0, 24), name="visible")
+    late = replace(target, name="half a step late", start=target.start + target.interval / 2)
+    found = compare(target, [other, before, late], ["pooled"], **{**SETTINGS, "seeds": 1})
+    assert found.protocol["sources"] == ["other", "visible", "half a step late"]
+
+
+def test_sources_of_one_name_are_told_apart_by_nobody(task):
+    target, sources = task[:2]
+    with pytest.raises(ValueError, match=r"sources: two of them have one name, found .*rename one with"):
+        compare(target, [sources[0], replace(sources[-1], name=sources[0].name)], **SETTINGS)
 
 
 def record(name, seed, mae):

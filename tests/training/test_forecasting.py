@@ -87,6 +87,24 @@ def test_a_profile_is_for_models_that_name_it_and_were_built_for_it():
         assert takes_profile(torch.compile(torch.nn.DataParallel(model), backend="eager")) == takes[name]
 
 
+class Alone(Old):
+    def __init__(self):
+        super().__init__()
+        self.profile = torch.zeros(3)  # of its own, and no switch
+
+    def forward(self, x, edge_index, edge_weight=None, *, x_mask=None, time_of_day=None, profile=None):
+        self.given = {"profile": profile}
+        return x[:, -1:] * self.scale
+
+
+def test_who_names_the_profile_alone_is_given_it_alone(commuters):
+    visible, test = commuters().few_shot(3)
+    scaler, model = StandardScaler().fit(visible.readings, visible.mask), Alone()
+    assert takes_profile(model)
+    next(forecast_windows(model, test.windows(4, 1), scaler, support=SupportProfile(visible)))
+    assert model.given["profile"] is not None
+
+
 def test_a_profile_is_given_in_scaled_units_with_what_is_known_of_it(commuters):
     visible, test = commuters(missing=0.3).few_shot(3)
     scaler, windows = StandardScaler().fit(visible.readings, visible.mask), test.windows(4, 1)

@@ -161,6 +161,41 @@ def test_who_learned_from_a_single_day_alone_is_shown_no_profile(target, good):
     assert fit(new_model(), three, [], "target_only", **settings).support is not None
 
 
+def test_who_never_saw_a_time_of_day_twice_is_shown_no_profile(target, good):
+    """A day from noon to noon is of two dates, and no time of day comes twice."""
+    settings = {**FITTING, "validation_days": 0.25}
+    noon = target.between(12, 36)
+    assert fit(new_model(), noon, [], "target_only", **settings).support is None
+    day, two = good.between(12, 36), good.between(12, 60)
+    assert fit(new_model(), noon, [day], "pooled", **settings).support is None
+    assert fit(new_model(), noon, [two], "pooled", **settings).support is not None
+    assert fit(new_model(), target.between(12, 48), [], "target_only", **settings).support is not None
+
+
+def test_a_source_without_readings_is_named(target, good):
+    empty = replace(good, name="south", mask=torch.zeros_like(good.mask), readings=torch.zeros_like(good.readings))
+    with pytest.raises(ValueError, match="south: readings: channel 0 has no observed entry"):
+        fit(new_model(), target.few_shot(3).visible, [good, empty], "pooled", **FITTING)
+
+
+def test_every_channel_of_a_source_is_judged(target, good, poisons):
+    def two(city, second):
+        both = {name: torch.cat([getattr(city, name), getattr(second, name)], 2) for name in ("readings", "mask")}
+        both["readings"][..., 1] *= 1e-3  # small numbers, which count as much
+        return replace(city, **both, channels=("speed", "density"), units=("km/h", "1/m"))
+
+    visible, config = two(target, target).few_shot(3).visible, replace(CONFIG, channels=2)
+    sources = [two(good, good), replace(two(good, poisons.noise(good)), name="half noise")]
+    verdicts = judge(visible, sources, config)
+    assert [verdict.weight for verdict in verdicts] == [1.0, 0.0]
+    assert verdicts[1].persistence < 0.5
+    assert verdicts[1].error > 1.1 * verdicts[0].error
+    (alone,) = judge(target.few_shot(3).visible, [good])
+    thousandfold = replace(target, readings=1000 * target.readings).few_shot(3).visible
+    (scaled,) = judge(thousandfold, [replace(good, readings=1000 * good.readings)])
+    assert scaled.error == pytest.approx(alone.error, rel=1e-3)
+
+
 def test_a_poisoned_source_beside_a_good_one_changes_nothing(target, good, poisons):
     visible = target.few_shot(3).visible
     both = fit(new_model(), visible, [good, poisons.noise(good)], "tsjt", **FITTING)
@@ -257,4 +292,5 @@ def test_the_visible_days_are_kept_for_models_that_take_a_profile(target, good):
 
 def test_a_verdict_can_be_written_down():
     verdict = SourceVerdict("north", 0.5, 1.0, 1.0)
-    assert SourceVerdict(**vars(verdict)) == verdict
+    assert SourceVerdict(**verdict.as_dict()) == verdict
+    assert SourceVerdict("north", float("inf"), 1.0, 0.0).as_dict()["error"] is None

@@ -45,6 +45,16 @@ def test_a_loaded_model_forecasts_what_the_trained_one_did(commuters, tmp_path, 
         assert list(found.index) == list(test.time[number + 6 : number + 9])
 
 
+def test_a_checkpoint_holds_the_visible_days_and_not_what_comes_after_them(commuters, tmp_path):
+    city = commuters(days=60)
+    train(ModelConfig(**CONFIG), city.few_shot(3).visible, tmp_path)
+    for name in ("last.pt", "best.pt"):
+        support = torch.load(tmp_path / name, weights_only=True)["support"]
+        for key in ("readings", "mask"):
+            assert support[key].untyped_storage().nbytes() == support[key].numel() * support[key].element_size()
+            assert len(support[key]) == 72
+
+
 def test_the_support_days_are_the_visible_ones_and_matter(commuters, tmp_path):
     visible, test = commuters(missing=0.1).few_shot(3)
     result = train(ModelConfig(**CONFIG), visible, tmp_path)

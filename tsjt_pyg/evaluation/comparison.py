@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 import time
@@ -99,10 +98,15 @@ def compare(
     history, horizon = int(probe.history), int(probe.horizon)  # type: ignore[arg-type]
     target = target.to("cpu")  # the naive forecasts run there; models get their batches where they are
     visible, test = target.few_shot(visible_days)
-    fingerprint = target.fingerprint()
+    names = [city.name for city in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"sources: two of them have one name, found {', '.join(names)}; tables tell them apart by it, rename "
+            "one with dataclasses.replace(city, name=...)"
+        )
     for city in sources:
-        if city.fingerprint() == fingerprint:
-            raise ValueError(f"sources: {city.name} is the target itself, test period included; leave it out")
+        if _has_readings_of(city, test):
+            raise ValueError(f"sources: {city.name} holds the target's test period; leave it out")
     for strategy in chosen:
         check_sources(visible, sources, strategy)
     if output is not None:
@@ -170,6 +174,23 @@ def compare(
     if verbose:
         comparison.show()
     return comparison
+
+
+def _has_readings_of(city: City, test: City) -> bool:
+    """Whether some nodes are those of the test period, and everything observed then is read there, too."""
+    if city.interval != test.interval or city.channels != test.channels:
+        return False
+    late = (test.start - city.start) / test.interval
+    first, last = max(0.0, late), min(city.num_steps, late + test.num_steps)
+    rows = {node: row for row, node in enumerate(city.node_ids)}
+    common = [(rows[node], row) for row, node in enumerate(test.node_ids) if node in rows]
+    if late != int(late) or first >= last or not common:
+        return False
+    here, there = (torch.tensor(side) for side in zip(*common, strict=True))
+    steps, shift = slice(int(first), int(last)), slice(int(first - late), int(last - late))
+    mask = test.mask[shift][:, there]
+    same = city.mask[steps][:, here] & (city.readings[steps][:, here] == test.readings[shift][:, there])
+    return bool(mask.any()) and bool(same[mask].all())
 
 
 def _check_folder(path: Path) -> None:
@@ -241,7 +262,7 @@ def _train_and_measure(
         digest=digest,
         stats=result.stats,
         last=last,
-        sources=[_plain(asdict(verdict)) for verdict in result.verdicts],
+        sources=[verdict.as_dict() for verdict in result.verdicts],
         guard_seconds=result.guard_seconds,
     )
 
@@ -254,11 +275,6 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _plain(verdict: dict[str, Any]) -> dict[str, Any]:
-    """A verdict as JSON can hold it: None for an error that is no finite number."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in verdict.items()}
 
 
 def _digest(model: torch.nn.Module, scaler: StandardScaler) -> str:

@@ -21,7 +21,10 @@ class CityBatches:
 
     def __init__(self, city: City, history: int, horizon: int, most: int | None) -> None:
         self.windows = city.windows(history, horizon)
-        self.scaler = StandardScaler().fit(city.readings, city.mask)
+        try:
+            self.scaler = StandardScaler().fit(city.readings, city.mask)
+        except ValueError as error:
+            raise ValueError(f"{city.name}: {error}") from error
         self.most = most
         self.support = None if most is None else SupportProfile(city)
 
@@ -62,7 +65,7 @@ class TrainingBatches:
     ) -> None:
         size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
         # Who never saw a profile in training cannot read one later: a single day has none for its own windows.
-        learns_profile = takes_profile(model) and (len(sources) > 0 or SupportProfile(training).num_days > 1)
+        learns_profile = takes_profile(model) and any(_has_profiles(city, *size) for city in (*sources, training))
         support_days = most if learns_profile else None
         self.target = CityBatches(training, *size, support_days)
         self.sources = [CityBatches(city, *size, support_days) for city in sources]
@@ -84,3 +87,12 @@ class TrainingBatches:
         windows = self.target.windows
         batch = windows.batch(shuffled_index(len(windows), self.batch_size, step, self.seed))
         return self.target.loss(model, batch, days_seed)
+
+
+def _has_profiles(city: City, history: int, horizon: int) -> bool:
+    """Whether some time of day of the city's windows was observed on another of its days, too."""
+    support, windows = SupportProfile(city), city.windows(history, horizon)
+    if support.num_days > 2:
+        return True
+    index = torch.linspace(0, len(windows) - 1, min(16, len(windows))).round().long()
+    return bool(support.at(windows, index).mask.any())

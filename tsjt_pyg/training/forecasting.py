@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ def forecast_scaled(
 ) -> Tensor:
     """Forecast ``[B, T_out, N, C]`` in scaled units, of a batch in original units.
 
-    The day of the week, the name of the city and the support profile are given to a model whose ``forward`` has an
-    argument ``day_of_week``, ``city`` or ``profile`` (then also ``profile_mask`` and ``profile_same_type``).
+    The day of the week, the name of the city and the support profile are given to a model whose ``forward`` has
+    arguments of these names: ``day_of_week``, ``city``, ``profile``, ``profile_mask``, ``profile_same_type``.
     """
-    more = {name: getattr(batch, name) for name in ("day_of_week", "city") if name in _arguments(model)}
+    known: dict[str, Any] = {"day_of_week": batch.day_of_week, "city": batch.city}
     if profile is not None:
-        more["profile"] = scaler.transform(profile.values, profile.mask)
-        more["profile_mask"], more["profile_same_type"] = profile.mask, profile.same_type
+        known["profile"] = scaler.transform(profile.values, profile.mask)
+        known["profile_mask"], known["profile_same_type"] = profile.mask, profile.same_type
+    more = {name: value for name, value in known.items() if name in _arguments(model)}
     forecast: Tensor = model(
         scaler.transform(batch.x, batch.x_mask),
         batch.edge_index,
@@ -39,7 +41,7 @@ def takes_profile(model: torch.nn.Module) -> bool:
 
     A :class:`~tsjt_pyg.nn.Forecaster` ignores it unless ``profile=True``.
     """
-    return "profile" in _arguments(model) and bool(getattr(_unwrapped(model), "profile", True))
+    return "profile" in _arguments(model) and getattr(_unwrapped(model), "profile", True) is not False
 
 
 def _arguments(model: torch.nn.Module) -> Mapping[str, inspect.Parameter]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from ..data import City, SupportProfile, WindowBatch, Windows
+from ..data import City, StandardScaler, SupportProfile, WindowBatch, Windows
 from ..data.last_value import last_value, node_means
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
@@ -20,7 +21,7 @@ WINDOWS = 64
 """Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
 
 SHARE = 0.055
-"""Of a joint training's windows: what judging all sources may take."""
+"""Of a joint training's windows: what judging all sources may take, if that is at least 20 steps a source."""
 
 MARGIN = 0.03
 """By which a zero-shot forecast may miss the bar: a training of a few steps is not yet as good as it will be."""
@@ -41,8 +42,8 @@ class SourceVerdict:
         name: Of the source city.
         error: MAE on the target's visible windows of a model that saw a few steps of this source alone, relative to the
             best naive forecast of them. It has to be below 1 + :data:`MARGIN`.
-        persistence: Correlation of one step's readings with the next's, relative to the target's. It has to be at least
-            :data:`PERSISTENCE`.
+        persistence: Correlation of one step's readings with the next's, relative to the target's; of several channels
+            the smallest. It has to be at least :data:`PERSISTENCE`.
         weight: Its share of the sources' turns; 0: it was left out.
     """
 
@@ -50,6 +51,11 @@ class SourceVerdict:
     error: float
     persistence: float
     weight: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it: None for an error that is no finite number."""
+        found = asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
     def __str__(self) -> str:
         what = f"contributes, weight {self.weight:.2g}" if self.weight > 0 else "was left out"
@@ -89,7 +95,8 @@ def judge_sources(
     single visible day :math:`e_s` says little: there is no profile, and a model that starts as the last value is never
     far from it. Therefore the source also needs to be a series in time, which shuffled steps and noise are not: with
     :math:`r` the correlation of one step's deviations from the nodes' means with those of the next step,
-    :math:`r_s \ge r_t / 2`. Sources that are taken take their turns equally often.
+    :math:`r_s \ge r_t / 2` in every channel. Errors are in standard deviations of each channel, as in training. Sources
+    that are taken take their turns equally often.
 
     Args:
         model: Untrained; it is not changed.
@@ -106,11 +113,12 @@ def judge_sources(
     size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     count = visible.num_steps - sum(size) + 1
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
-    bar = _naive_error(windows, SupportProfile(visible))
-    persistence = _persistence(visible)
+    std = StandardScaler().fit(visible.readings, visible.mask).std
+    bar = _naive_error(windows, SupportProfile(visible), std)
+    persistence = _persistence(visible).clamp(min=1e-3)
     errors, persistences = [], []
     for source in sources:
-        persistences.append(_persistence(source) / max(persistence, 1e-3))
+        persistences.append(float((_persistence(source) / persistence).min()))
         trained = copy.deepcopy(model)
         mean = AveragedModel(trained)
         batches = TrainingBatches(trained, visible, [source], most, max(1, batch_size // 2), seed)
@@ -124,7 +132,7 @@ def judge_sources(
             if step >= steps // 2:
                 mean.update_parameters(trained)
         scaler, support = batches.target.scaler, batches.target.support
-        error = _error(forecast_windows(mean.module, windows, scaler, support=support))
+        error = _error(forecast_windows(mean.module, windows, scaler, support=support), std)
         errors.append(error / bar if bar else math.inf)  # nothing is better than a naive forecast without error
     taken = [error < 1 + MARGIN and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
     return [
@@ -133,8 +141,8 @@ def judge_sources(
     ]
 
 
-def _persistence(city: City) -> float:
-    """Correlation of one step's deviations from the nodes' means with the next step's, where both were observed.
+def _persistence(city: City) -> Tensor:
+    """Correlation ``[C]`` of one step's deviations from the nodes' means with the next's, where both were observed.
 
     Of a city longer than :data:`PERSISTENCE_DAYS`, of the days at its end.
     """
@@ -144,11 +152,11 @@ def _persistence(city: City) -> float:
     deviation = (readings - mean).masked_fill(~mask, 0.0)
     both = mask[1:] & mask[:-1]
     now, then = deviation[1:].masked_fill(~both, 0.0), deviation[:-1].masked_fill(~both, 0.0)
-    scale = (now.square().sum() * then.square().sum()).sqrt()
-    return float((now * then).sum() / scale) if scale > 0 else 0.0
+    scale = (now.square().sum(dim=(0, 1)) * then.square().sum(dim=(0, 1))).sqrt()
+    return torch.where(scale > 0, (now * then).sum(dim=(0, 1)) / scale, 0.0)
 
 
-def _naive_error(windows: Windows, support: SupportProfile) -> float:
+def _naive_error(windows: Windows, support: SupportProfile, std: Tensor) -> float:
     """Of the better one of last value, and mean of last value and profile (the last value where there is none)."""
     default = node_means(windows.city)
 
@@ -160,13 +168,14 @@ def _naive_error(windows: Windows, support: SupportProfile) -> float:
             known = profile.mask[:, windows.history :]
             yield batch, torch.where(known, last + share * (typical - last), last)
 
-    return min(_error(forecasts(0.0)), _error(forecasts(0.5)))
+    return min(_error(forecasts(0.0), std), _error(forecasts(0.5), std))
 
 
-def _error(forecasts: Iterable[tuple[WindowBatch, Tensor]]) -> float:
-    """Masked MAE over all batches, in the units of the readings."""
+def _error(forecasts: Iterable[tuple[WindowBatch, Tensor]], std: Tensor) -> float:
+    """Masked MAE over all batches, in standard deviations of each channel."""
     total, count = 0.0, 0
     for batch, forecast in forecasts:
-        total += (forecast - batch.y).abs().masked_fill(~batch.y_mask, 0.0).sum(dtype=torch.float64).item()
+        error = (forecast - batch.y).abs() / std.to(forecast.device)
+        total += error.masked_fill(~batch.y_mask, 0.0).sum(dtype=torch.float64).item()
         count += int(batch.y_mask.sum())
     return total / count if count else float("nan")

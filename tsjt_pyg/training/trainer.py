@@ -273,7 +273,9 @@ class _Folder:
 
     def __init__(self, path: Path, settings: dict[str, Any], target: City, resume: bool) -> None:
         self.path, self.settings, self.city = path, settings, describe_city(target)
-        self.support = {"readings": target.readings, "mask": target.mask, "start": str(target.start)}
+        # Copies: of a view, torch would save the memory behind it, which holds the days after the visible ones, too.
+        readings, mask = target.readings.clone(), target.mask.clone()
+        self.support = {"readings": readings, "mask": mask, "start": str(target.start)}
         self.saved = False
         try:
             json.dumps(settings, allow_nan=False)
