@@ -210,7 +210,8 @@ class NodePrompting(MessagePassing):
         if self.load_balance and torch.is_grad_enabled():
             self._balance = load_balance(usage.sum(dim=0))
         prompts = self._mix(prompts, mean, edge_index, weight, batch, batch_size)
-        return prompts.transpose(1, 2).reshape(*x.shape[:-1], self.prompt_channels)
+        # A view, not a copy: who joins the prompts to something copies them anyway.
+        return prompts.transpose(1, 2).view(*x.shape[:-1], self.prompt_channels)
 
     def slot_share(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         r"""How much each slot of the bank contributes to a node's prompt, :math:`(\ldots, N, S)`: sums to one."""

@@ -95,7 +95,7 @@ def factorised_mean(
     if batch is None:
         summary = feature.transpose(1, 2) @ rows  # [B, P, T * P]
         total = feature @ feature.sum(dim=1).unsqueeze(-1)
-        return divide(feature @ summary, total).view(prompts.shape)
+        return (divide(feature, total) @ summary).view(prompts.shape)  # narrow features divided, not wide sums
     windows, nodes, channels = feature.shape
     graphs = int(batch.max()) + 1 if batch_size is None else batch_size
     window = torch.arange(windows, device=mean.device)[:, None, None]
@@ -108,9 +108,9 @@ def factorised_mean(
     summary = _bag_sums(rows.flatten(0, 1), members.flatten(), weight.flatten(), starts.flatten())
     # And a bag for each node holds its graph's summaries, weighted by its own features.
     own = (window * channels + channel) * graphs + batch[:, None]
-    sums = _bag_sums(summary, own.flatten(0, 1), feature.flatten(0, 1))
     totals = scatter(feature, batch, dim=1, dim_size=graphs, reduce="sum")[:, batch]
-    return divide(sums.view(rows.shape), (feature * totals).sum(dim=-1, keepdim=True)).view(prompts.shape)
+    share = divide(feature, (feature * totals).sum(dim=-1, keepdim=True))
+    return _bag_sums(summary, own.flatten(0, 1), share.flatten(0, 1)).view(prompts.shape)
 
 
 def divide(part: Tensor, total: Tensor) -> Tensor:
