@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch_geometric
@@ -41,9 +42,9 @@ def status(key: str) -> int:
     return int(lines[key].split()[0]) * 1024
 
 
-def measure(form: str, channels: int, sizes: list[int], repeats: int) -> dict[str, list[float]]:
-    """Seconds of a forward and backward pass in every repetition, the cities in turn, and the most resident memory of
-    the whole process."""
+def measure(form: str, channels: int, sizes: list[int], repeats: int) -> dict[str, Any]:
+    """Seconds of a forward and backward pass in every repetition, the cities in turn (a list a city), and the most
+    resident memory of the whole process."""
     runs = [one_pass(form, channels, nodes) for nodes in sizes]
     taken: list[list[float]] = [[] for _ in runs]
     gc.collect()
@@ -53,7 +54,7 @@ def measure(form: str, channels: int, sizes: list[int], repeats: int) -> dict[st
             run()
             if repeat >= 0:
                 seconds.append(time.perf_counter() - begin)
-    return {"seconds": [statistics.median(seconds) for seconds in taken], "peak": [float(status("VmHWM"))]}
+    return {"seconds": taken, "peak": float(status("VmHWM"))}
 
 
 def one_pass(form: str, channels: int, nodes: int) -> Callable[[], None]:
@@ -65,13 +66,13 @@ def one_pass(form: str, channels: int, nodes: int) -> Callable[[], None]:
     return lambda: module(x, edges, weight).backward(gradient)
 
 
-def in_a_process(form: str, channels: int, sizes: list[int], repeats: int, threads: int) -> dict[str, list[float]]:
+def in_a_process(form: str, channels: int, sizes: list[int], repeats: int, threads: int) -> dict[str, Any]:
     child = json.dumps([form, channels, sizes, repeats])
     command = [sys.executable, __file__, "--threads", str(threads), "--child", child]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr}")
-    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -90,8 +91,9 @@ def prompt_section(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
     text = [
         f"One window of {STEPS} steps, one channel, {SLOTS} slots, {EDGES_A_NODE} random edges a node; forward and "
         f"backward, medians of {arguments.repeats} after a warm-up, each form in a process of its own that times "
-        f"{middle:,} and {large:,} nodes in turn: on a shared machine both see the same. Resident memory of the whole "
-        f"process of a city; that of {large:,} nodes holds the input of {middle:,} too.",
+        f"{middle:,} and {large:,} nodes in turn: on a shared machine both see the same, and bars are held against the "
+        f"median of the ratios in each repetition. Resident memory of the whole process of a city; that of {large:,} "
+        f"nodes holds the input of {middle:,} too.",
         "",
         "| prompt graph | channels | nodes | seconds | s a node, times that of "
         f"{middle:,} nodes | peak resident memory (MiB) |",
@@ -106,15 +108,14 @@ def prompt_section(arguments: argparse.Namespace) -> tuple[list[str], list[str]]
                 timed = [middle, large] if n == large else [n]
                 found = in_a_process(form, channels, timed, arguments.repeats, arguments.threads)
                 seconds.update(zip(timed, found["seconds"], strict=True))
-                (peak[n],) = found["peak"]
+                peak[n] = found["peak"]
             for n in nodes:
-                relative = seconds[n] / n / (seconds[middle] / middle)
-                text.append(
-                    f"| {form} | {channels} | {n:,} | {seconds[n]:.4f} | {relative:.2f} | {peak[n] / 2**20:.0f} |"
-                )
+                median = statistics.median(seconds[n])
+                relative = median / n / (statistics.median(seconds[middle]) / middle)
+                text.append(f"| {form} | {channels} | {n:,} | {median:.4f} | {relative:.2f} | {peak[n] / 2**20:.0f} |")
             if large in seconds:
                 what = f"{form}, {channels} channels, {large:,} nodes and {EDGES_A_NODE * large:,} edges"
-                times = seconds[large] / seconds[middle]
+                times = statistics.median(b / a for a, b in zip(seconds[middle], seconds[large], strict=True))
                 bars.append(
                     bar(f"{what}: under {TIMES} times its cost at {middle:,} nodes", times < TIMES, f"{times:.2f}")
                 )

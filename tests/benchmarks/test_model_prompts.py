@@ -29,9 +29,12 @@ def test_a_quick_run_writes_every_form_and_its_bars(benchmark, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(("times", "gib"), [(12.9, 2.9), (13.1, 3.1)])
-def test_bars_are_judged_by_what_was_measured(benchmark, monkeypatch, times, gib):
+def test_bars_are_judged_by_what_was_measured_in_the_same_repetition(benchmark, monkeypatch, times, gib):
+    slowness = [1.0, 3.0, 2.0]  # of the machine, in each repetition
+
     def found(form, channels, sizes, repeats, threads):
-        return {"seconds": [times if n == 100_000 else 1.0 for n in sizes], "peak": [gib * 2**30]}
+        city = [[slow * (times if n == 100_000 else 1.0) for slow in slowness] for n in sizes]
+        return {"seconds": city, "peak": gib * 2**30}
 
     monkeypatch.setattr(benchmark, "in_a_process", found)
     arguments = type("Arguments", (), {"quick": False, "repeats": 3, "threads": 1})
@@ -42,8 +45,8 @@ def test_bars_are_judged_by_what_was_measured(benchmark, monkeypatch, times, gib
 
 def test_measured_in_a_process_of_its_own(benchmark):
     found = benchmark.in_a_process("road", 8, [20, 40], 1, 1)
-    assert len(found["seconds"]) == 2
-    assert min(found["seconds"]) > 0
-    assert found["peak"][0] > 2**20
+    assert [len(seconds) for seconds in found["seconds"]] == [1, 1]
+    assert min(min(found["seconds"])) > 0
+    assert found["peak"] > 2**20
     with pytest.raises(RuntimeError, match="prompt_graph must be one of"):
         benchmark.in_a_process("none", 8, [20], 1, 1)
