@@ -17,6 +17,7 @@ from tsjt_pyg.data import City
 from tsjt_pyg.datasets import load_city
 
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is made then is as narrow for ever
 settings.register_profile("tsjt", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("tsjt")
 
