@@ -17,7 +17,7 @@ from tsjt_pyg.data import City
 from tsjt_pyg.datasets import load_city
 
 torch.set_num_threads(1)
-os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is made then is as narrow for ever
+os.environ.pop("COLUMNS", None)  # processes of xdist have one, and a console made then stays as narrow
 settings.register_profile("tsjt", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("tsjt")
 
