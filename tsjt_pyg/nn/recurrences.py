@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
-from .in_place import GRUInPlace, LSTMInPlace
+from .gru_in_place import GRUInPlace
+from .lstm_in_place import LSTMInPlace
 
 State = tuple[Tensor, ...]
 """What a cell hands from one step to the next, ``[N, B, F]`` each: the hidden state first."""
