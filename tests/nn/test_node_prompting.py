@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tsjt_pyg.nn import NodePrompting, PublishedNodePrompting
+from tsjt_pyg.nn.prompt_graph import road_weight
 
 GRAPHS = ["road", "topk", "factorised", None]
 # 3 has no in-edge but out-edges, 5 has none at all; 0 -> 2 is there twice, 4 -> 1 has weight 0, and is 1's only one.
@@ -278,8 +279,9 @@ def test_load_balance_loss_is_handed_out_once_and_holds_no_copy_back():
 @pytest.mark.parametrize("prompt_graph", GRAPHS)
 def test_a_large_city_is_encoded_in_pieces_with_the_same_result_and_gradient(prompt_graph, monkeypatch):
     found = []
-    for rows in (5, 4096):
+    for rows, edges in ((5, 3), (4096, 8192)):
         monkeypatch.setattr("tsjt_pyg.nn.node_prompting._CPU_ROWS", rows)
+        monkeypatch.setattr("tsjt_pyg.nn.prompt_graph._EDGES", edges)
         torch.manual_seed(2)
         x = torch.randn(2, 4, NODES, 3, dtype=torch.float64, requires_grad=True)
         module = make(prompt_graph, top_k=3, load_balance=True)
@@ -291,6 +293,13 @@ def test_a_large_city_is_encoded_in_pieces_with_the_same_result_and_gradient(pro
             torch.testing.assert_close(module(x, EDGES, WEIGHT), out)
         found.append([out, balance, share, x.grad, *(parameter.grad for parameter in module.parameters())])
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_road_network_is_re_weighted_with_the_gradient_of_the_formula():
+    torch.manual_seed(3)
+    mean = torch.randn(2, NODES, 5, dtype=torch.float64, requires_grad=True)
+    weight = WEIGHT.clamp(min=0.1).requires_grad_()  # at 0 an edge begins to be one
+    assert torch.autograd.gradcheck(lambda m, w: road_weight(m, EDGES, w), (mean, weight))
 
 
 def test_what_is_kept_for_the_backward_pass_of_a_large_city_is_not_its_activations(monkeypatch):

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from .basis import Basis
 from .in_place import (
+    Parts,
     add_outer,
     add_outers,
     add_products,
     at,
+    begin,
     blocks,
     buffers,
     chunks,
     flat,
     groups,
-    joined,
-    of_end,
     of_group,
     of_plain,
     per_step,
@@ -54,13 +54,13 @@ class GRUInPlace(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         weights = inputs, bias, state_gates, state_candidate
         kept: list[Tensor] = []
-        parts = []
-        for group in groups(start):
-            part, gates = _run_gru(bases, keep, weights, *of_group(group, x, start))
-            parts.append(part)
+        windows = groups(start)
+        parts = Parts(windows, start.expand(x.size(0), *start.shape))
+        for group, states in zip(windows, parts.groups, strict=True):
+            gates = _run_gru(bases, keep, weights, states, *of_group(group, x, start))
             if keep:
                 kept.append(gates)
-        states = joined(parts)
+        states = parts.joined()
         ctx.bases = bases
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, start, *weights, states, *kept)
@@ -78,25 +78,25 @@ class GRUInPlace(torch.autograd.Function):
 
             return None, None, *of_plain(plain, (of_states, of_last), (x, start, *weights), ctx)
         grads = [torch.zeros_like(weight) for weight in weights]
-        d_x, d_start = [], []
-        for group, gates in zip(groups(start), ctx.saved_tensors[7:], strict=True):
-            windows = of_group(group, x, start, states)
-            d_x.append(torch.zeros_like(windows[0]) if ctx.needs_input_grad[2] else None)
-            d_start.append(of_end(of_last, group, windows[1]))
+        windows = groups(start)
+        d_x = Parts(windows, x) if ctx.needs_input_grad[2] else None
+        d_start = Parts(windows, start)
+        for i, (group, gates) in enumerate(zip(windows, ctx.saved_tensors[7:], strict=True)):
             of_part = None if of_states is None else of_states[:, :, group]
-            _pull_gru(bases, weights, grads, (*windows, gates), of_part, d_x[-1], d_start[-1])
-        return None, None, joined(d_x), joined(d_start), *grads
+            of_x = None if d_x is None else d_x.groups[i].zero_()
+            of_start = begin(d_start.groups[i], of_last, group)
+            _pull_gru(bases, weights, grads, (*of_group(group, x, start, states), gates), of_part, of_x, of_start)
+        return None, None, None if d_x is None else d_x.joined(), d_start.joined(), *grads
 
 
 def _run_gru(
-    bases: tuple[Basis, Basis], keep: bool, weights: Sequence[Tensor], x: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
-    """States ``[T, N, B, F]`` and gates ``[T, N * B, 3 F]`` of a group of windows."""
+    bases: tuple[Basis, Basis], keep: bool, weights: Sequence[Tensor], states: Tensor, x: Tensor, start: Tensor
+) -> Tensor:
+    """Gates ``[T, N * B, 3 F]`` of a group of windows, whose states ``[T, N, B, F]`` are written."""
     inputs, bias, state_gates, state_candidate = weights
     size = start.size(-1)
     of_input, of_gates, of_candidate = chunks((inputs, state_gates, state_candidate), bases)
     gates = per_step(x, bias.numel(), keep)
-    states = x.new_empty(x.size(0), *start.shape)
     input_terms, state_terms, reset_terms = (
         buffers(bases[0], x[0]),
         buffers(bases[1], start),
@@ -119,7 +119,7 @@ def _run_gru(
             candidate = add_products(part[:, 2 * size :], at(reset_terms, rows), of_candidate).tanh_()
             torch.lerp(candidate, flat(state)[rows], part[:, :size], out=flat(new)[rows])
         state = new
-    return states, gates
+    return gates
 
 
 def _pull_gru(

@@ -42,7 +42,7 @@ def groups(start: Tensor) -> list[slice]:
     nodes, windows = start.size(0), max(1, start.size(1))
     count = -(-windows // max(1, ROWS // max(1, nodes)))
     size = -(-windows // count)
-    return [slice(first, first + size) for first in range(0, windows, size)]
+    return [slice(first, min(first + size, windows)) for first in range(0, windows, size)]
 
 
 def of_group(group: slice, *tensors: Tensor) -> list[Tensor]:
@@ -50,16 +50,33 @@ def of_group(group: slice, *tensors: Tensor) -> list[Tensor]:
     return [tensor[..., group, :].contiguous() for tensor in tensors]
 
 
-def of_end(gradient: Tensor | None, group: slice, like: Tensor) -> Tensor:
-    """That of a group's last state, in memory of its own."""
-    if gradient is None:
-        return torch.zeros_like(like)
-    return gradient[:, group].clone(memory_format=torch.contiguous_format)
+class Parts:
+    """Room for ``[..., B, C]``, of each group in one piece; of large cities, whose groups are a window each, all of it
+    in one tensor, so that nothing is copied to join it.
+
+    Args:
+        groups: As of :func:`groups`.
+        like: A tensor of that shape.
+    """
+
+    def __init__(self, groups: list[slice], like: Tensor) -> None:
+        *lead, windows, channels = like.shape
+        axes = range(like.dim())
+        self._whole: Tensor | None = None
+        if len(groups) in (1, windows):
+            order = axes if len(groups) == 1 else (axes[-2], *axes[:-2], axes[-1])
+            self._whole = torch.empty_permuted(like.shape, tuple(order), dtype=like.dtype, device=like.device)
+            self.groups = [self._whole[..., group, :] for group in groups]
+        else:
+            self.groups = [like.new_empty(*lead, group.stop - group.start, channels) for group in groups]
+
+    def joined(self) -> Tensor:
+        return torch.cat(self.groups, dim=-2) if self._whole is None else self._whole
 
 
-def joined(groups: list[Any]) -> Any:
-    """``[..., B, C]`` of all windows; None if there is none of any group."""
-    return groups[0] if len(groups) == 1 or groups[0] is None else torch.cat(groups, dim=-2)
+def begin(out: Tensor, gradient: Tensor | None, group: slice) -> Tensor:
+    """That of a group's last state, the first of a backward pass."""
+    return out.zero_() if gradient is None else out.copy_(gradient[:, group])
 
 
 def flat(x: Tensor) -> Tensor:

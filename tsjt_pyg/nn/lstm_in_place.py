@@ -10,16 +10,16 @@ from torch import Tensor
 
 from .basis import Basis
 from .in_place import (
+    Parts,
     add_outer,
     add_products,
     at,
+    begin,
     blocks,
     buffers,
     chunks,
     flat,
     groups,
-    joined,
-    of_end,
     of_group,
     of_plain,
     per_step,
@@ -52,18 +52,18 @@ class LSTMInPlace(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         weights = inputs, bias, of_state, peepholes
         kept: list[Tensor] = []
-        parts, ends = [], []
-        for group in groups(start):
-            part, memories, gates = _run_lstm(bases, keep, weights, *of_group(group, x, start, start_memory))
-            parts.append(part)
-            ends.append(memories[-1].clone())
+        windows = groups(start)
+        parts, ends = Parts(windows, start.expand(x.size(0), *start.shape)), Parts(windows, start)
+        for group, states, end in zip(windows, parts.groups, ends.groups, strict=True):
+            memories, gates = _run_lstm(bases, keep, weights, states, *of_group(group, x, start, start_memory))
+            end.copy_(memories[-1])
             if keep:
                 kept += memories, gates
-        states = joined(parts)
+        states = parts.joined()
         ctx.bases = bases
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, start, start_memory, *weights, states, *kept)
-        return states, states[-1].clone(), joined(ends)
+        return states, states[-1].clone(), ends.joined()
 
     @staticmethod
     def backward(
@@ -80,34 +80,37 @@ class LSTMInPlace(torch.autograd.Function):
             given = (x, start, start_memory, *weights)
             return None, None, *of_plain(plain, (of_states, of_last, of_memory), given, ctx)
         grads = [None if weight is None else torch.zeros_like(weight) for weight in weights]
-        d_x, d_start, d_memory = [], [], []
-        for group, *kept in zip(groups(start), ctx.saved_tensors[8::2], ctx.saved_tensors[9::2], strict=True):
-            windows = of_group(group, x, start, start_memory, states)
-            d_x.append(torch.zeros_like(windows[0]) if ctx.needs_input_grad[2] else None)
-            d_start.append(of_end(of_last, group, windows[1]))
-            d_memory.append(of_end(of_memory, group, windows[2]))
+        windows = groups(start)
+        d_x = Parts(windows, x) if ctx.needs_input_grad[2] else None
+        d_start, d_memory = Parts(windows, start), Parts(windows, start)
+        kept = zip(ctx.saved_tensors[8::2], ctx.saved_tensors[9::2], strict=True)
+        for i, (group, memories_and_gates) in enumerate(zip(windows, kept, strict=True)):
+            known = (*of_group(group, x, start, start_memory, states), *memories_and_gates)
             of_part = None if of_states is None else of_states[:, :, group]
-            _pull_lstm(bases, weights, grads, (*windows, *kept), of_part, d_x[-1], d_start[-1], d_memory[-1])
-        return None, None, joined(d_x), joined(d_start), joined(d_memory), *grads
+            of_x = None if d_x is None else d_x.groups[i].zero_()
+            ends = begin(d_start.groups[i], of_last, group), begin(d_memory.groups[i], of_memory, group)
+            _pull_lstm(bases, weights, grads, known, of_part, of_x, *ends)
+        of_input = None if d_x is None else d_x.joined()
+        return None, None, of_input, d_start.joined(), d_memory.joined(), *grads
 
 
 def _run_lstm(
     bases: tuple[Basis, Basis],
     keep: bool,
     weights: Sequence[Tensor | None],
+    states: Tensor,
     x: Tensor,
     start: Tensor,
     start_memory: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States and memories ``[T, N, B, F]`` (the last memory alone unless kept) and gates ``[T, N * B, 4 F]`` of a group
-    of windows."""
+) -> tuple[Tensor, Tensor]:
+    """Memories ``[T, N, B, F]`` (the last one alone unless kept) and gates ``[T, N * B, 4 F]`` of a group of windows,
+    whose states ``[T, N, B, F]`` are written."""
     inputs, bias, of_state, peepholes = weights
     assert bias is not None
     size = start.size(-1)
     input_weights, state_weights = chunks((inputs, of_state), bases)
     gates = per_step(x, bias.numel(), keep)
-    states = x.new_empty(x.size(0), *start.shape)
-    memories = torch.empty_like(states) if keep else x.new_empty(1, *start.shape).expand_as(states)
+    memories = x.new_empty(states.shape) if keep else x.new_empty(1, *start.shape).expand_as(states)
     input_terms, state_terms = buffers(bases[0], x[0]), buffers(bases[1], start)
     state, old = start, start_memory
     for step, gate, new, memory in zip(x, gates, states, memories, strict=True):
@@ -130,7 +133,7 @@ def _run_lstm(
             leave.sigmoid_()
             torch.tanh(after, out=flat(new)[rows]).mul_(leave)
         state, old = new, memory
-    return states, memories, gates
+    return memories, gates
 
 
 def _pull_lstm(

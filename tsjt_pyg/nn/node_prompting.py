@@ -15,10 +15,10 @@ from torch_geometric.utils import scatter
 from tsjt_pyg.nn.prompt_bank import load_balance, slot_scores, slot_shares, slot_usage
 from tsjt_pyg.nn.prompt_graph import (
     divide,
-    factorised_mean,
-    most_similar_mean,
+    join_factorised,
+    join_road,
+    join_topk,
     refuse_other_messages,
-    road_mean,
     road_weight,
 )
 from tsjt_pyg.nn.road_graph import check_edges
@@ -320,16 +320,16 @@ class NodePrompting(MessagePassing):
         with torch.autocast(prompts.device.type, enabled=False):  # sums over a large city leave float16's range
             own = prompts.to(mean.dtype)
             if self.prompt_graph == "topk":
-                others = most_similar_mean(own, mean, self.k, self.block_size, batch)
+                joined = join_topk(own, mean, self.k, self.block_size, batch)
             elif self.prompt_graph == "factorised":
-                others = factorised_mean(own, mean, batch, batch_size)
+                joined = join_factorised(own, mean, batch, batch_size)
             else:
                 weight = road_weight(mean, edge_index, edge_weight)
                 if self.explain:  # an explainer looks at the messages themselves
-                    others = self.propagate(edge_index, x=own, weight=weight[..., None, None])
+                    joined = own + self.propagate(edge_index, x=own, weight=weight[..., None, None])
                 else:
-                    others = road_mean(own, edge_index, weight)
-            return others.add_(own).to(prompts.dtype)
+                    joined = join_road(own, edge_index, weight)
+            return joined.to(prompts.dtype)
 
     def _encode(self, x: Tensor, neighbours: Tensor) -> Tensor:
         """``[R, T, F] -> [R, T, D]``."""

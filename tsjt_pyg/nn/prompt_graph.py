@@ -1,18 +1,24 @@
-r"""Three graphs that join nodes by their prompts, as weighted means of other nodes' prompts.
+r"""Three graphs that join nodes by their prompts: a node's own with a weighted mean of other nodes' added.
 
 All take prompts :math:`(B, N, T, P)` and their means over the window :math:`(B, N, P)`, whose similarity is
-:math:`s_{i,j} = \bar{\mathbf{P}}_i^{\top} \bar{\mathbf{P}}_j / \sqrt{P}`, and return :math:`(B, N, T, P)`. No matrix
-of :math:`N \times N` is formed.
+:math:`s_{i,j} = \bar{\mathbf{P}}_i^{\top} \bar{\mathbf{P}}_j / \sqrt{P}`, and return :math:`(B, N, T, P)`. No matrix of
+:math:`N \times N` is formed, and as little as can be of the size of the prompts: a large city pays for memory fresh
+from the system.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch_geometric.utils import scatter
+
+_EDGES = 8192
+"""Edges that a CPU handles at a time, so that what is made of them stays in its cache."""
 
 
 def road_weight(mean: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
@@ -24,7 +30,7 @@ def road_weight(mean: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor
         - **output:** :math:`(B, E)`
     """
     source, target = edge_index
-    similarity = (mean[:, target] * mean[:, source]).sum(dim=-1) / math.sqrt(mean.size(-1))
+    similarity = _edge_products(mean, source, target) / math.sqrt(mean.size(-1))
     # Absent edges must not set the shift, which only keeps exp from overflowing.
     similarity = similarity.masked_fill(edge_weight <= 0, -math.inf)
     highest = similarity.new_full(mean.shape[:2], -math.inf).scatter_reduce(
@@ -36,18 +42,53 @@ def road_weight(mean: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor
     return divide(unnormalised, total[:, target])
 
 
-def road_mean(prompts: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+def _edge_products(features: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Inner product of the features at both ends, ``[B, N, P] -> [B, E]``."""
+    if features.device.type != "cpu" or torch.compiler.is_compiling():
+        return (features[:, target] * features[:, source]).sum(dim=-1)
+    windows, nodes, _ = features.shape
+    first = torch.arange(windows)[:, None] * nodes
+    ends = (first + source).flatten(), (first + target).flatten()
+    products: Tensor = _EdgeProducts.apply(features.flatten(0, 1), *ends)
+    return products.view(windows, -1)
+
+
+class _EdgeProducts(torch.autograd.Function):
+    """Of so many edges at a time that nothing of size ``E * P`` is formed."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(features, source, target)
+        products = features.new_empty(source.shape)
+        for s, t, out in zip(*(edges.split(_EDGES) for edges in (source, target, products)), strict=True):
+            torch.sum(features[s] * features[t], dim=1, out=out)
+        return products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        features, *ends = ctx.saved_tensors
+        found = torch.zeros_like(features)
+        for s, t, g in zip(*(edges.split(_EDGES) for edges in (*ends, gradient)), strict=True):
+            for here, there in ((s, t), (t, s)):  # a third of the time of index_add_
+                found.scatter_add_(0, here[:, None].expand(-1, features.size(1)), features[there] * g[:, None])
+        return found, None, None
+
+
+def join_road(prompts: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
     """Sums over the in-edges of each node, ``weight`` ``[B, E]``; nothing of size ``E * T * P`` is formed."""
     windows, nodes = prompts.shape[:2]
-    source, target = edge_index
+    itself = torch.arange(nodes, device=prompts.device)
+    source, target = torch.cat([edge_index, itself.expand(2, -1)], dim=1)
+    weight = torch.cat([weight, weight.new_ones(windows, nodes)], dim=1)
     order = target.argsort()
     first = torch.arange(windows, device=prompts.device)[:, None]
-    starts = first * edge_index.size(1) + _starts(target, nodes)
+    starts = first * source.numel() + _starts(target, nodes)
     bags = (first * nodes + source[order]).flatten(), weight[:, order].flatten(), starts.flatten()
     return _bag_sums(prompts.flatten(0, 1).flatten(1), *bags).view(prompts.shape)
 
 
-def most_similar_mean(prompts: Tensor, mean: Tensor, k: int, block_size: int, batch: Tensor | None = None) -> Tensor:
+def join_topk(prompts: Tensor, mean: Tensor, k: int, block_size: int, batch: Tensor | None = None) -> Tensor:
     """Mean over the ``k`` most similar other nodes of the same graph, weighted by the softmax of their similarity.
 
     They are found for ``block_size`` nodes at a time: time ``O(N^2)``, memory ``O(N k + block_size N)``.
@@ -55,16 +96,18 @@ def most_similar_mean(prompts: Tensor, mean: Tensor, k: int, block_size: int, ba
     windows, nodes = mean.shape[:2]
     k = min(k, nodes - 1)
     if k == 0:
-        return torch.zeros_like(prompts)
+        return prompts
+    own = torch.arange(nodes, device=mean.device)[:, None]
     chosen = _most_similar(mean.detach(), k, block_size, batch)
-    rows = chosen + torch.arange(windows, device=mean.device)[:, None, None] * nodes
-    similarity = (mean[:, :, None] * mean.flatten(0, 1)[rows]).sum(dim=-1) / math.sqrt(mean.size(-1))
+    first = torch.arange(windows, device=mean.device)[:, None, None] * nodes
+    similarity = (mean[:, :, None] * mean.flatten(0, 1)[chosen + first]).sum(dim=-1) / math.sqrt(mean.size(-1))
     if batch is None:
         weight = torch.softmax(similarity, dim=-1)
     else:  # a graph of k nodes or fewer has not k others: the rest are any nodes, the node itself among them
-        others = chosen != torch.arange(nodes, device=mean.device)[:, None]
-        inside = others & (batch[chosen] == batch[:, None])
+        inside = (chosen != own) & (batch[chosen] == batch[:, None])
         weight = torch.softmax(similarity.masked_fill(~inside, torch.finfo(similarity.dtype).min), dim=-1) * inside
+    rows = torch.cat([chosen, own.expand(windows, -1, -1)], dim=-1) + first
+    weight = torch.cat([weight, torch.ones_like(weight[..., :1])], dim=-1)
     return _bag_sums(prompts.flatten(0, 1).flatten(1), rows.flatten(0, 1), weight.flatten(0, 1)).view(prompts.shape)
 
 
@@ -82,7 +125,7 @@ def _most_similar(mean: Tensor, k: int, block_size: int, batch: Tensor | None) -
     return torch.cat(blocks, dim=1)
 
 
-def factorised_mean(
+def join_factorised(
     prompts: Tensor, mean: Tensor, batch: Tensor | None = None, batch_size: int | None = None
 ) -> Tensor:
     r"""Mean over all nodes of the same graph, :math:`a_{i,j} \propto \phi(\bar{\mathbf{P}}_i)^{\top}
@@ -95,7 +138,8 @@ def factorised_mean(
     if batch is None:
         summary = feature.transpose(1, 2) @ rows  # [B, P, T * P]
         total = feature @ feature.sum(dim=1).unsqueeze(-1)
-        return (divide(feature, total) @ summary).view(prompts.shape)  # narrow features divided, not wide sums
+        share = divide(feature, total)  # narrow features, rather than wide sums
+        return torch.baddbmm(rows, share, summary).view(prompts.shape)
     windows, nodes, channels = feature.shape
     graphs = int(batch.max()) + 1 if batch_size is None else batch_size
     window = torch.arange(windows, device=mean.device)[:, None, None]
@@ -110,7 +154,7 @@ def factorised_mean(
     own = (window * channels + channel) * graphs + batch[:, None]
     totals = scatter(feature, batch, dim=1, dim_size=graphs, reduce="sum")[:, batch]
     share = divide(feature, (feature * totals).sum(dim=-1, keepdim=True))
-    return _bag_sums(summary, own.flatten(0, 1), share.flatten(0, 1)).view(prompts.shape)
+    return prompts + _bag_sums(summary, own.flatten(0, 1), share.flatten(0, 1)).view(prompts.shape)
 
 
 def divide(part: Tensor, total: Tensor) -> Tensor:
@@ -137,7 +181,8 @@ def _starts(group: Tensor, groups: int) -> Tensor:
 
 
 def _bag_sums(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Weighted sums of rows, a sparse product with a gradient in its weights.
+    """Weighted sums of rows, a sparse product with a gradient in its weights. A row that is a member of its own bag is
+    added at no further memory.
 
     The bags are the rows of a two-dimensional ``index``, or begin at ``starts``.
     """
