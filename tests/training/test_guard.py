@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,30 @@ def test_a_source_that_teaches_the_wrong_thing_fails_by_its_error(target, good):
     assert verdict.persistence > 0.9
     assert verdict.error > 1
     assert verdict.weight == 0
+
+
+def test_a_source_that_changes_faster_than_the_target_fails_at_a_later_step_of_the_horizon(target):
+    def wave(period):
+        phase = torch.rand(target.num_nodes, 1, generator=torch.Generator().manual_seed(0))
+        time = torch.arange(target.num_steps)[:, None, None]
+        return replace(target, name=f"{period}", readings=50 + 20 * torch.sin(2 * torch.pi * (time / period + phase)))
+
+    verdicts = judge(wave(40).few_shot(1).visible, [wave(30), wave(12)])
+    slower, faster = (verdict.persistence for verdict in verdicts)
+    assert slower == pytest.approx(math.cos(6 * math.pi / 30) / math.cos(6 * math.pi / 40), abs=0.05)
+    assert faster == pytest.approx(0.0, abs=0.05)  # a quarter of a period later
+    assert math.cos(2 * math.pi / 12) > 0.8  # and yet much alike from one step to the next
+    assert verdicts[1].weight == 0
+
+
+@pytest.mark.parametrize(("days", "weight"), [(1, 1.0), (3, 0.0)])
+def test_a_single_visible_day_leaves_more_margin(target, good, monkeypatch, days, weight):
+    visible, naive = target.few_shot(days).visible, guard._naive_error
+    (verdict,) = judge(visible, [good])
+    monkeypatch.setattr(guard, "_naive_error", lambda *args: naive(*args) * verdict.error / 1.02)
+    (verdict,) = judge(visible, [good])
+    assert verdict.error == pytest.approx(1.02)
+    assert verdict.weight == weight
 
 
 def test_judging_changes_neither_the_model_nor_the_random_state(target, good):

@@ -23,12 +23,15 @@ WINDOWS = 64
 SHARE = 0.055
 """Of a joint training's windows: what judging all sources may take, if that is at least 20 steps a source."""
 
-MARGIN = 0.03
-"""By which a zero-shot forecast may miss the bar: a training of a few steps is not yet as good as it will be."""
+MARGIN, MARGIN_OF_ONE_DAY = 0.01, 0.03
+"""By which a zero-shot forecast may miss the bar: a training of a few steps is not yet as good as it will be. A single
+visible day, of which there is no profile, tells sources less well apart."""
 
 PERSISTENCE = 0.5
 """Of the target's persistence: what a source needs at least."""
 
+CORRELATED = 0.3
+"""Correlation from which on a step of the horizon counts: less of it may be chance in few days."""
 
 PERSISTENCE_DAYS = 14
 """Days that say how persistent a city is; a year in a file need not be read for it."""
@@ -41,9 +44,9 @@ class SourceVerdict:
     Args:
         name: Of the source city.
         error: MAE on the target's visible windows of a model that saw a few steps of this source alone, relative to the
-            best naive forecast of them. It has to be below 1 + :data:`MARGIN`.
-        persistence: Correlation of one step's readings with the next's, relative to the target's; of several channels
-            the smallest. It has to be at least :data:`PERSISTENCE`.
+            best naive forecast of them. It has to be below 1 + :data:`MARGIN` (of one day :data:`MARGIN_OF_ONE_DAY`).
+        persistence: Correlation of readings with those some steps later, relative to the target's: the smallest over
+            the steps of the horizon and the channels. It has to be at least :data:`PERSISTENCE`.
         weight: Its share of the sources' turns; 0: it was left out.
     """
 
@@ -89,14 +92,20 @@ def judge_sources(
     profile of the other visible days, a source is taken if
 
     .. math::
-        e_s < 1.03 \min \big( \mathrm{MAE}(\ell), \mathrm{MAE}(\tfrac12 (\ell + p)) \big).
+        e_s < 1.01 \min \big( \mathrm{MAE}(\ell), \mathrm{MAE}(\tfrac12 (\ell + p)) \big),
 
-    Who cannot do that after having learned from the source, has learned nothing there that the target needs. Of a
-    single visible day :math:`e_s` says little: there is no profile, and a model that starts as the last value is never
-    far from it. Therefore the source also needs to be a series in time, which shuffled steps and noise are not: with
-    :math:`r` the correlation of one step's deviations from the nodes' means with those of the next step,
-    :math:`r_s \ge r_t / 2` in every channel. Errors are in standard deviations of each channel, as in training. Sources
-    that are taken take their turns equally often.
+    with 1.03 instead of 1.01 where less than two days are visible. Who cannot do that after having learned from the
+    source, has learned nothing there that the target needs.
+
+    Of a single visible day :math:`e_s` says little: there is no profile, and a model that starts as the last value is
+    never far from it. Therefore the source also needs to be a series in time that is alike: with :math:`r^{(k)}` the
+    correlation of a step's deviations from the nodes' means with those :math:`k` steps later,
+    :math:`r_s^{(k)} \ge r_t^{(k)} / 2` for the first step of the horizon and for each at which :math:`r_t^{(k)}` is
+    0.3 or more, in every channel. Shuffled steps and noise fail at the first one, a quantity that changes faster at a
+    later one.
+
+    Errors are in standard deviations of each channel, as in training. Sources that are taken take their turns equally
+    often.
 
     Args:
         model: Untrained; it is not changed.
@@ -115,10 +124,12 @@ def judge_sources(
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
     std = StandardScaler().fit(visible.readings, visible.mask).std
     bar = _naive_error(windows, SupportProfile(visible), std)
-    persistence = _persistence(visible).clamp(min=1e-3)
+    persistence = _persistence(visible, size[1])
+    counts = persistence >= CORRELATED
+    counts[0] = True
     errors, persistences = [], []
     for source in sources:
-        persistences.append(float((_persistence(source) / persistence).min()))
+        persistences.append(float((_persistence(source, size[1]) / persistence.clamp(min=1e-3))[counts].min()))
         trained = copy.deepcopy(model)
         mean = AveragedModel(trained)
         batches = TrainingBatches(trained, visible, [source], most, max(1, batch_size // 2), seed)
@@ -134,15 +145,17 @@ def judge_sources(
         scaler, support = batches.target.scaler, batches.target.support
         error = _error(forecast_windows(mean.module, windows, scaler, support=support), std)
         errors.append(error / bar if bar else math.inf)  # nothing is better than a naive forecast without error
-    taken = [error < 1 + MARGIN and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
+    margin = MARGIN if visible.num_steps >= 2 * visible.steps_per_day else MARGIN_OF_ONE_DAY
+    taken = [error < 1 + margin and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
     return [
         SourceVerdict(source.name, error, r, ok / max(1, sum(taken)))
         for source, error, r, ok in zip(sources, errors, persistences, taken, strict=True)
     ]
 
 
-def _persistence(city: City) -> Tensor:
-    """Correlation ``[C]`` of one step's deviations from the nodes' means with the next's, where both were observed.
+def _persistence(city: City, horizon: int) -> Tensor:
+    """Correlation ``[horizon, C]`` of a step's deviations from the nodes' means with those so many steps later, where
+    both were observed.
 
     Of a city longer than :data:`PERSISTENCE_DAYS`, of the days at its end.
     """
@@ -150,10 +163,13 @@ def _persistence(city: City) -> Tensor:
     readings, mask = city.readings[first:].double(), city.mask[first:]
     mean = readings.masked_fill(~mask, 0.0).sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     deviation = (readings - mean).masked_fill(~mask, 0.0)
-    both = mask[1:] & mask[:-1]
-    now, then = deviation[1:].masked_fill(~both, 0.0), deviation[:-1].masked_fill(~both, 0.0)
-    scale = (now.square().sum(dim=(0, 1)) * then.square().sum(dim=(0, 1))).sqrt()
-    return torch.where(scale > 0, (now * then).sum(dim=(0, 1)) / scale, 0.0)
+    found = readings.new_zeros(horizon, city.num_channels)
+    for step in range(1, horizon + 1):
+        both = mask[step:] & mask[:-step]
+        now, then = deviation[step:].masked_fill(~both, 0.0), deviation[:-step].masked_fill(~both, 0.0)
+        scale = (now.square().sum(dim=(0, 1)) * then.square().sum(dim=(0, 1))).sqrt()
+        found[step - 1] = torch.where(scale > 0, (now * then).sum(dim=(0, 1)) / scale, 0.0)
+    return found
 
 
 def _naive_error(windows: Windows, support: SupportProfile, std: Tensor) -> float:
