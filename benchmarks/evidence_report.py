@@ -130,6 +130,19 @@ def _left_out(evidence: Evidence, setting: tuple[str, int], name: str, poison: s
     return f" ({sum(verdict['weight'] == 0 for verdict in verdicts)}/{len(verdicts)})" if verdicts else ""
 
 
+def ablation_table(evidence: Evidence) -> str:
+    """The default with a part left out against the default."""
+    rows = []
+    for name in evidence.names():
+        if not name.startswith(f"{DEFAULT} without "):
+            continue
+        changes = {setting: evidence.change(setting, name, DEFAULT) for setting in evidence.settings}
+        cells = ["" if change is None else f"{change.percent:+.1f}" for change in changes.values()]
+        runs = max((change.runs for change in changes.values() if change), default=0)
+        rows.append([f"{name.removeprefix(f'{DEFAULT} ')} ({runs} runs)", *cells, f"{_mean(changes.values()):+.1f}"])
+    return _table([DEFAULT, *map(label, evidence.settings), "mean"], rows)
+
+
 def checkpoint_table(evidence: Evidence) -> str:
     """The chosen checkpoint against the last one."""
     rows = []
@@ -236,6 +249,9 @@ def render(evidence: Evidence, head: dict[str, Any], costs: list[dict[str, Any]]
             "### All strategies",
             "MAE against the target alone, in percent; negative is better.",
             strategy_table(evidence),
+            "### Part by part",
+            "Change of MAE (%) where a part of the default is left out, against the default in the same runs.",
+            ablation_table(evidence),
             "### By horizon",
             "MAE in the unit of the readings.",
             horizon_table(evidence),

@@ -116,6 +116,13 @@ def test_a_guard_that_is_missing_is_shown_beside_it(found):
     assert "no guard" not in report.poison_table(found)
 
 
+def test_a_part_that_is_left_out_is_held_against_the_default_in_the_same_runs(found):
+    part = [record("tsjt without filter", seed, mae) for seed, mae in ((0, 0.88), (1, 1.8))]  # +10 and 0 %
+    table = report.ablation_table(report.Evidence([*records_of(), *part]))
+    assert table.splitlines()[2:] == ["| without filter (2 runs) | +5.0 | +5.0 |"]
+    assert len(report.ablation_table(found).splitlines()) == 2
+
+
 def test_of_each_kind_validation_chooses_and_the_best_of_them_is_found_in_hindsight(found):
     assert found.best_rival(SETTING) == "pooled"  # though another weight has the smaller test error
     kind = [record("UPGrad", seed, 0.7 * 2**seed, validation=5.0) for seed in range(3)]
