@@ -76,7 +76,7 @@ class _EdgeProducts(torch.autograd.Function):
 
 
 def join_road(prompts: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
-    """Sums over the in-edges of each node, ``weight`` ``[B, E]``; nothing of size ``E * T * P`` is formed."""
+    """With the sum over each node's in-edges, ``weight`` ``[B, E]``; nothing of size ``E * T * P`` is formed."""
     windows, nodes = prompts.shape[:2]
     itself = torch.arange(nodes, device=prompts.device)
     source, target = torch.cat([edge_index, itself.expand(2, -1)], dim=1)
@@ -89,7 +89,7 @@ def join_road(prompts: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
 
 
 def join_topk(prompts: Tensor, mean: Tensor, k: int, block_size: int, batch: Tensor | None = None) -> Tensor:
-    """Mean over the ``k`` most similar other nodes of the same graph, weighted by the softmax of their similarity.
+    """With the mean over the ``k`` most similar other nodes of the same graph, by the softmax of their similarity.
 
     They are found for ``block_size`` nodes at a time: time ``O(N^2)``, memory ``O(N k + block_size N)``.
     """
@@ -128,7 +128,7 @@ def _most_similar(mean: Tensor, k: int, block_size: int, batch: Tensor | None) -
 def join_factorised(
     prompts: Tensor, mean: Tensor, batch: Tensor | None = None, batch_size: int | None = None
 ) -> Tensor:
-    r"""Mean over all nodes of the same graph, :math:`a_{i,j} \propto \phi(\bar{\mathbf{P}}_i)^{\top}
+    r"""With the mean over all nodes of the same graph, :math:`a_{i,j} \propto \phi(\bar{\mathbf{P}}_i)^{\top}
     \phi(\bar{\mathbf{P}}_j)` with :math:`\phi = \mathrm{elu} + 1`, multiplied out from the right: time and memory
     :math:`O(N)`. The feature map is that of `"Transformers are RNNs: Fast Autoregressive Transformers with Linear
     Attention" <https://arxiv.org/abs/2006.16236>`_ (Katharopoulos et al., ICML 2020).
