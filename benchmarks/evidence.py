@@ -30,6 +30,7 @@ from poisons import POISONS, another_quantity
 from rich.progress import Progress
 from rivals import RIVALS
 from torch_geometric_temporal.nn.recurrent import GConvGRU
+from variants import NUM_PROMPTS, UNGUARDED, VARIANTS, variant_network
 
 from tsjt_pyg import City, Forecaster
 from tsjt_pyg.datasets import load_task
@@ -67,14 +68,8 @@ TRAINING = {"steps": 300, "batch_size": 8, "lr": 5e-3}
 
 CORE = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
 
-ABLATIONS = (
-    replace(STRATEGIES["tsjt"], name="tsjt without guard", guard=False),
-    replace(STRATEGIES["tsjt"], name="tsjt without filter", skewed=False),
-    replace(STRATEGIES["tsjt"], name="tsjt without average", average=False),
-)
-
 PLAIN, PLAIN_2X = "target_only, plain network", "target_only_2x, plain network"
-NO_PROFILE, PROMPTS = "tsjt without profile", "tsjt_paper with prompts"
+PAPER_PROMPTS = "tsjt_paper with prompts"
 
 
 @dataclass(frozen=True)
@@ -101,21 +96,19 @@ def plain_network(horizon: int) -> Forecaster:
 
 def strategy_of(name: str) -> Strategy:
     """The strategy of this name."""
-    special = {PLAIN: "target_only", PLAIN_2X: "target_only_2x", NO_PROFILE: "tsjt", PROMPTS: "tsjt_paper"}
+    special = {PLAIN: "target_only", PLAIN_2X: "target_only_2x", PAPER_PROMPTS: "tsjt_paper"}
     if name in special:
         return replace(STRATEGIES[special[name]], name=name)
-    known = {**STRATEGIES, **{strategy.name: strategy for strategy in (*RIVALS, *ABLATIONS)}}
+    known = {**STRATEGIES, **{strategy.name: strategy for strategy in (*RIVALS, *VARIANTS)}}
     return known[name]
 
 
 def network_of(name: str, horizon: int) -> ModelConfig | Callable[[], torch.nn.Module]:
-    """The network of a strategy: the same for all but four."""
+    """The network of a strategy: the same for all that do not name another."""
     if name in (PLAIN, PLAIN_2X):
         return partial(plain_network, horizon)
     config = ModelConfig(**NETWORK, horizon=horizon)  # type: ignore[arg-type]
-    if name == NO_PROFILE:
-        return replace(config, profile=False)
-    return replace(config, num_prompts=16) if name == PROMPTS else config
+    return replace(config, num_prompts=NUM_PROMPTS) if name == PAPER_PROMPTS else variant_network(name, config)
 
 
 def poisoned(task: Task, poison: str, root: str | None) -> list[City]:
@@ -140,13 +133,13 @@ def plan(quick: bool) -> list[Run]:
     """All runs, the ones that most depends on first."""
     settings = [("taxi-dc", 3)] if quick else list(STARTS)
     rivals = [strategy.name for strategy in RIVALS]
-    ablations = [strategy.name for strategy in ABLATIONS]
+    variants = [strategy.name for strategy in VARIANTS]
     poisons = (*POISONS, "another quantity", "one of two")
     groups: list[Iterable[tuple[str, str]]] = [
         [("naive", ""), *((name, "") for name in (*CORE, PLAIN))],
         [("tsjt", poison) for poison in poisons],
-        [(name, "") for name in (*rivals, PLAIN_2X, PROMPTS)],
-        [*((name, "") for name in (*ablations, NO_PROFILE)), *((ablations[0], poison) for poison in poisons)],
+        [(name, "") for name in (*rivals, PLAIN_2X, PAPER_PROMPTS)],
+        [*((name, "") for name in variants), *((UNGUARDED, poison) for poison in poisons)],
     ]
     if quick:
         groups = [[("naive", ""), *((name, "") for name in CORE)], [("tsjt", "shuffled time")]]

@@ -131,10 +131,10 @@ def _left_out(evidence: Evidence, setting: tuple[str, int], name: str, poison: s
 
 
 def ablation_table(evidence: Evidence) -> str:
-    """The default with a part left out against the default."""
+    """The default with a part left out, or one more, against the default."""
     rows = []
     for name in evidence.names():
-        if not name.startswith(f"{DEFAULT} without "):
+        if not name.startswith((f"{DEFAULT} without ", f"{DEFAULT} with ")):
             continue
         changes = {setting: evidence.change(setting, name, DEFAULT) for setting in evidence.settings}
         cells = ["" if change is None else f"{change.percent:+.1f}" for change in changes.values()]
@@ -250,7 +250,7 @@ def render(evidence: Evidence, head: dict[str, Any], costs: list[dict[str, Any]]
             "MAE against the target alone, in percent; negative is better.",
             strategy_table(evidence),
             "### Part by part",
-            "Change of MAE (%) where a part of the default is left out, against the default in the same runs.",
+            "Change of MAE (%) where a part is left out or added, against the default in the same runs.",
             ablation_table(evidence),
             "### By horizon",
             "MAE in the unit of the readings.",

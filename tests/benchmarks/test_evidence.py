@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,11 +248,10 @@ def test_a_quick_plan_is_a_part_of_the_whole(evidence):
         assert run.poison in {"", *evidence.POISONS, "another quantity", "one of two"}
 
 
-def test_every_strategy_has_the_same_network_but_four(evidence):
+def test_every_strategy_has_the_same_network_unless_it_says_so(evidence):
     usual = evidence.network_of("tsjt", 6)
     assert all(evidence.network_of(name, 6) == usual for name in (*evidence.CORE, *RIVALS))
-    assert evidence.network_of(evidence.NO_PROFILE, 6).profile is False
-    assert evidence.network_of(evidence.PROMPTS, 6).num_prompts == 16
+    assert evidence.network_of(evidence.PAPER_PROMPTS, 6) == replace(usual, num_prompts=16)
     for name in (evidence.PLAIN, evidence.PLAIN_2X):
         plain = evidence.network_of(name, 6)()
         assert (plain.center, plain.profile, plain.horizon) == (False, False, 6)
