@@ -20,30 +20,28 @@ if TYPE_CHECKING:
 class NodeBlock:
     """A part of a city: its core, and the halo that the core's forecasts may depend on.
 
-    As in a mini-batch of PyG's loaders, the nodes that count come first.
+    Nodes and edges are in the order of the city's, which some layers depend on (DCRNN).
 
     Shapes:
-        - ``nodes``: ``[n]`` int64, positions among the city's nodes: the core's, then the halo's
+        - ``nodes``: ``[n]`` int64, positions among the city's nodes, ascending
+        - ``core_mask``: ``[n]`` bool, which of them are the core
         - ``edge_index``: ``[2, e]``, the edges between them, from and to, as positions in ``nodes``
         - ``edge_weight``: ``[e]``
-
-    Args:
-        num_core: How many of ``nodes`` are the core.
     """
 
     nodes: Tensor
-    num_core: int
+    core_mask: Tensor
     edge_index: Tensor
     edge_weight: Tensor
 
     @property
     def core(self) -> Tensor:
         """Positions of the core's nodes among the city's."""
-        return self.nodes[: self.num_core]
+        return self.nodes[self.core_mask]
 
     def __repr__(self) -> str:
-        halo = len(self.nodes) - self.num_core
-        return f"NodeBlock(core of {self.num_core} nodes, halo of {halo}, {self.edge_index.shape[1]} edges)"
+        halo = int((~self.core_mask).sum())
+        return f"NodeBlock(core of {len(self.nodes) - halo} nodes, halo of {halo}, {self.edge_index.shape[1]} edges)"
 
 
 class NodeBlocks:
@@ -114,9 +112,9 @@ def node_blocks(city: City, nodes_per_batch: int | None, num_hops: int) -> NodeB
 
 
 def _bisected(roads: csr_array, nodes: np.ndarray, count: int) -> list[np.ndarray]:
-    """The given nodes in ``count`` parts whose sizes differ by at most one, each in ascending order."""
+    """The given nodes in ``count`` parts whose sizes differ by at most one."""
     if count == 1:
-        return [np.sort(nodes)]
+        return [nodes]
     nodes = nodes[reverse_cuthill_mckee(roads[nodes][:, nodes], symmetric_mode=True)]
     left, (size, larger) = count // 2, divmod(len(nodes), count)
     border = left * size + min(left, larger)
@@ -136,18 +134,11 @@ def _with_halo(
     inside = (seen @ starts).multiply(seen @ ends).tocsr()  # rows: blocks, columns: the edges within them
     blocks = []
     for i, core in enumerate(cores):
-        nodes = np.concatenate([core, np.setdiff1d(_row(seen, i), core, assume_unique=True)])
-        taken = np.sort(_row(inside, i))
-        order = np.argsort(nodes)
-        index = order[np.searchsorted(nodes, edges[:, taken], sorter=order)]
-        blocks.append(
-            NodeBlock(
-                torch.from_numpy(nodes).long(),
-                len(core),
-                torch.from_numpy(index).long().contiguous(),
-                weight[torch.from_numpy(taken).long()],
-            )
-        )
+        nodes, taken = np.sort(_row(seen, i)), np.sort(_row(inside, i))
+        index = np.searchsorted(nodes, edges[:, taken])
+        tensors = (torch.from_numpy(part) for part in (nodes, np.isin(nodes, core), index, taken))
+        node, core_mask, edge_index, edge = tensors
+        blocks.append(NodeBlock(node.long(), core_mask, edge_index.long().contiguous(), weight[edge.long()]))
     return blocks
 
 

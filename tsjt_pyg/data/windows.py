@@ -171,7 +171,7 @@ class Windows:
         nodes = block.nodes.to(here)
         x, y = take(self.city.readings, rows, nodes).split(size, dim=1)
         x_mask, y_mask = take(self.city.mask, rows, nodes).split(size, dim=1)
-        y_mask[:, :, block.num_core :] = False
+        y_mask = y_mask & block.core_mask.to(here)[:, None]
         parts = [x, y, x_mask, y_mask, *(part for reader in self._readers[2:] for part in reader.at(index))]
         if there is not None:
             parts = [(part.pin_memory() if pin else part).to(there, non_blocking=pin) for part in parts]

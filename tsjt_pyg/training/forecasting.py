@@ -69,8 +69,8 @@ def forecast_windows(
     """``(batch, forecast [B, T_out, N, C])`` for all windows in order, in original units, in evaluation mode.
 
     With ``blocks``, all windows of the first block come first, then those of the next. ``batch.block.core`` says which
-    nodes ``forecast[:, :, : batch.block.num_core]`` belongs to: every node is in the core of one block. What follows
-    are forecasts of the halo, which lack a part of their surroundings; ``batch.y_mask`` is false there.
+    nodes ``forecast[:, :, batch.block.core_mask]`` belongs to: every node is in the core of one block. The rest are
+    forecasts of the halo, which lack a part of their surroundings; ``batch.y_mask`` is false there.
 
     Args:
         model: As :func:`~tsjt_pyg.training.fit` takes it.
