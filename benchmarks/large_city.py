@@ -263,8 +263,10 @@ tsjt_pyg {tsjt_pyg.__version__}, {versions}, Python {platform.python_version()},
 ({platform.machine()}), which other programs used too: CPU seconds are the process's own.
 
 A synthetic grid of roads with {DAYS} days of simulated readings every 5 minutes; GConvGRU, {HIDDEN} hidden channels,
-{BATCH_SIZE} windows of 12 + 12 steps a step, blocks of at most {NODES_PER_BATCH:,} nodes, halos of {NUM_HOPS} hops. An epoch: every node is in the core of a block once. *Nodes seen*: those of all blocks with their halos, beside the
-city's. *Whole city*: the same number of windows with all nodes in every batch. Every process had a limit of 8 GiB.
+{BATCH_SIZE} windows of 12 + 12 steps a step, blocks of at most {NODES_PER_BATCH:,} nodes, halos of {NUM_HOPS} hops.
+An epoch: every node is in the core of a block once. *Nodes seen*: those of all blocks with their halos, beside the
+city's. *Growth*: of the CPU seconds a node, from the first row. *Whole city*: the same number of windows with all nodes
+in every batch. Every process had a limit of 8 GiB.
 
 {costs}
 
