@@ -93,7 +93,7 @@ def _of_source(run: TrainingRun, which: int) -> Tensor:
     """The loss of a batch of this source at the run's step."""
     batches, city = run.batches, run.batches.sources[which]
     index = shuffled_index(len(city.windows), batches.batch_size, run.step, batches.seed)
-    return city.loss(run.model, city.windows.batch(index), batches.seed * 1_000_003 + run.step)
+    return city.loss(run.model, index, batches.seed * 1_000_003 + run.step)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,12 @@ Profile = Annotated[
     bool, typer.Option("--profile/--no-profile", help="Let the model see each node's typical day, of the visible days.")
 ]
 Horizon = Annotated[int, typer.Option(help="Steps out.", min=1)]
+NodesPerBatch = Annotated[
+    int | None,
+    typer.Option(
+        help="See cities of more nodes in blocks of at most so many. Default: a batch is a whole city.", min=1
+    ),
+]
 Threads = Annotated[int, typer.Option(help="Threads of a run; for models this small, one is fastest.", min=1)]
 Device = Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, cuda:1, …")]
 
@@ -232,6 +238,7 @@ def train(
     profile: Profile = True,
     history: History = 12,
     horizon: Horizon = 12,
+    nodes_per_batch: NodesPerBatch = None,
     seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.", min=0, max=2**31)] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last.pt.")] = False,
@@ -258,13 +265,14 @@ def train(
                 lr=lr,
                 seed=seed,
                 validation_days=validation_days,
+                nodes_per_batch=nodes_per_batch,
                 output=output,
                 checkpoint_every=checkpoint_every,
                 resume=resume,
                 config={"model": config.as_dict(), "channel": task.target.channels[0], "visible_days": visible_days},
                 progress=progress,
             )
-        found = measure(model, test, result.scaler, history, horizon, result.support)
+        found = measure(model, test, result.scaler, history, horizon, result.support, result.blocks)
         naive = measure_naive(fit_last_value(visible), test, history, horizon)
         metrics: dict[str, Any] = {
             "test": vars(found),
@@ -314,6 +322,7 @@ def compare(
     profile: Profile = True,
     history: History = 12,
     horizon: Horizon = 12,
+    nodes_per_batch: NodesPerBatch = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at the same time. Default: one a core.", min=1)] = None,
     threads: Threads = 1,
     device: Device = "cpu",
@@ -336,6 +345,7 @@ def compare(
                 batch_size=batch_size,
                 lr=lr,
                 validation_days=validation_days,
+                nodes_per_batch=nodes_per_batch,
                 jobs=jobs or (joblib.cpu_count() if kind == "cpu" else 1),
                 threads=threads,
                 device=device,

@@ -53,6 +53,15 @@ def test_help_and_version(tsjt):
     assert tsjt("--version").strip() == __version__
 
 
+def test_train_and_compare_in_blocks_of_nodes(tsjt, tmp_path):
+    folder = tmp_path / "run"
+    text = tsjt(*TRAIN, folder, "--strategy", "target_only", "--nodes-per-batch", 30)
+    assert "target_only: test MAE" in text
+    assert json.loads((folder / "config.json").read_text())["nodes_per_batch"] == 30
+    assert SavedModel.load(folder).city_name == "demo/riverton"
+    assert "nodes-per-batch" in tsjt("compare", *TARGET, "--nodes-per-batch", 0, code=2)
+
+
 def test_cities_lists_the_bundled_ones_as_present(tsjt, tmp_path):
     text = tsjt("cities", "--root", tmp_path)
     assert "demo/riverton demo yes" in text

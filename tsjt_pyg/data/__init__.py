@@ -3,6 +3,7 @@
 from .city import City
 from .city_roads import read_roads
 from .mapped import write_mapped_city
+from .node_blocks import NodeBlock, NodeBlocks
 from .pairs import CityPair, CityPairLoader
 from .profile import Profile, SupportProfile
 from .road_network import Roads
@@ -19,6 +20,8 @@ __all__ = [
     "CityPair",
     "CityPairLoader",
     "FewShotSplit",
+    "NodeBlock",
+    "NodeBlocks",
     "Profile",
     "Roads",
     "Snapped",

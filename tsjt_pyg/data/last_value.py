@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .rows import column_blocks
+
 if TYPE_CHECKING:
     from .city import City
 
@@ -30,7 +32,11 @@ def last_value(x: Tensor, x_mask: Tensor, default: Tensor) -> Tensor:
 
 def node_means(city: City) -> Tensor:
     """Mean of each node's and channel's observed readings ``[N, C]``; the city's mean where a node has none."""
-    readings, mask = city.readings.double(), city.mask.double()
-    count = mask.sum(dim=0)
-    overall = (readings * mask).sum(dim=(0, 1)) / mask.sum(dim=(0, 1)).clamp(min=1)
-    return torch.where(count > 0, (readings * mask).sum(dim=0) / count.clamp(min=1), overall).float()
+    totals, counts = [], []
+    for readings, mask in column_blocks(city.readings, city.mask):
+        observed = mask.double()
+        totals.append((readings.double() * observed).sum(dim=0))
+        counts.append(observed.sum(dim=0))
+    total, count = torch.cat(totals), torch.cat(counts)
+    overall = total.sum(dim=0) / count.sum(dim=0).clamp(min=1)
+    return torch.where(count > 0, total / count.clamp(min=1), overall).float()

@@ -120,14 +120,17 @@ class CityPairLoader:
         index = shuffled_index(len(self.target), self.batch_size, step, self.seed)
         return self.target.batch(index, self.device)
 
-    def source_batch(self, step: int) -> tuple[WindowBatch, int]:
-        """The source batch of step ``step`` and which source it comes from."""
+    def source_windows(self, step: int) -> tuple[Tensor, int]:
+        """The numbers of the windows of step ``step``'s source batch, and which source it comes from."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_033 + step) % 2**63)
         which = int(torch.multinomial(self.weights, 1, generator=generator))
-        windows = self.sources[which]
         # Its own seed a source, so that two sources of one length are not walked through in step.
-        index = shuffled_index(len(windows), self.batch_size, step, self.seed * 97 + which + 1)
-        return windows.batch(index, self.device), which
+        return shuffled_index(len(self.sources[which]), self.batch_size, step, self.seed * 97 + which + 1), which
+
+    def source_batch(self, step: int) -> tuple[WindowBatch, int]:
+        """The source batch of step ``step`` and which source it comes from."""
+        index, which = self.source_windows(step)
+        return self.sources[which].batch(index, self.device), which
 
     def __getitem__(self, step: int) -> CityPair:
         if step < 0:

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .rows import take
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -73,7 +74,12 @@ class SupportProfile:
         return f"SupportProfile({self.num_days} days of {self.support.name!r})"
 
     def at(
-        self, windows: Windows, index: Tensor, most: int | None = None, generator: torch.Generator | None = None
+        self,
+        windows: Windows,
+        index: Tensor,
+        most: int | None = None,
+        generator: torch.Generator | None = None,
+        nodes: Tensor | None = None,
     ) -> Profile:
         """Profiles of the windows of the given numbers, at their history and their horizon.
 
@@ -82,6 +88,7 @@ class SupportProfile:
             index: int64 ``[B]``, numbers of windows.
             most: Draw 1 to ``most`` support days at random for every window; default: all of them.
             generator: Source of randomness.
+            nodes: int64 ``[n]``, positions of the nodes whose profiles are wanted; default: all. Others are not read.
 
         Raises:
             ValueError: If the windows are of a city with other nodes, channels, interval or times of day, or ``most``
@@ -96,9 +103,10 @@ class SupportProfile:
         same_type = (same & there).any(dim=1)
         used = there & (same | ~same_type[:, None])
         rows = row.clamp(0, self.support.num_steps - 1).to(self.support.readings.device)
-        observed = self.support.mask[rows] & used[..., None, None].to(rows.device)
+        nodes = None if nodes is None else nodes.to(rows.device)
+        observed = take(self.support.mask, rows, nodes) & used[..., None, None].to(rows.device)
         count = observed.sum(dim=1)
-        total = self.support.readings[rows].masked_fill(~observed, 0.0).sum(dim=1)
+        total = take(self.support.readings, rows, nodes).masked_fill(~observed, 0.0).sum(dim=1)
         return Profile(total / count.clamp(min=1), count > 0, same_type.to(rows.device))
 
     def _time(self, windows: Windows, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +136,7 @@ class SupportProfile:
             raise ValueError(f"most: expected at least 1 support day, found {most}")
         for name in ("node_ids", "channels", "interval"):
             here, there = getattr(self.support, name), getattr(city, name)
-            if tuple(here) != tuple(there) if name != "interval" else here != there:
+            if here is not there and tuple(here) != tuple(there) if name != "interval" else here != there:
                 raise ValueError(
                     f"windows: {city.name} has other {name} than the support days of {self.support.name}; a profile is "
                     "of the same nodes, so give the windows of the same city"

@@ -125,6 +125,28 @@ def row_blocks(*tensors: Tensor, block: int = BLOCK) -> Iterator[tuple[Tensor, .
         yield tuple(read_rows(tensor, first, last) for tensor in tensors)
 
 
+def take(tensor: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+    """``tensor[rows]`` ``[*rows.shape, n, ...]``, of the given columns (default: all), which alone are read.
+
+    A row is looked up once, however often it is named: windows overlap, and columns are scattered in memory.
+    """
+    if columns is None:
+        return tensor[rows]
+    once, where = rows.unique(return_inverse=True)
+    return tensor[once[:, None], columns][where]
+
+
+def column_blocks(*tensors: Tensor, block: int = 2**24) -> Iterator[tuple[Tensor, ...]]:
+    """Views of equally shaped tensors ``[T, N, ...]``, some columns of each at a time, in order.
+
+    For what is computed by column and needs temporary copies: as many entries as ``block`` (or a column) at most.
+    """
+    first, *_ = tensors
+    width = max(1, block // max(1, first[:, :1].numel()))
+    for begin in range(0, first.shape[1], width):
+        yield tuple(tensor[:, begin : begin + width] for tensor in tensors)
+
+
 class WindowReader:
     """Windows over the rows of a tensor, each cut into consecutive parts.
 

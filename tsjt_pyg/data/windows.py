@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .prefetch import on_stream, prefetched
-from .rows import WindowReader
+from .rows import WindowReader, take
 
 if TYPE_CHECKING:
     from .city import City
+    from .node_blocks import NodeBlock
 
 T = TypeVar("T")
 
@@ -33,7 +34,9 @@ class WindowBatch:
         - ``edge_index``: ``[2, E]``, ``edge_weight``: ``[E]``, the city's road network
         - ``day_of_week``: ``[B, T_in]`` int64, 0 = Monday
 
-    ``city`` is the city's name.
+    ``city`` is the city's name. A batch of a ``block`` (:class:`~tsjt_pyg.data.NodeBlocks`) has its nodes only, in its
+    order, and the roads between them; ``y_mask`` is false outside of its core, so that losses and errors count every
+    node once.
     """
 
     x: Tensor
@@ -46,6 +49,7 @@ class WindowBatch:
     edge_weight: Tensor
     day_of_week: Tensor
     city: str
+    block: NodeBlock | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -60,7 +64,7 @@ class WindowBatch:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "city"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("city", "block")}
 
 
 class Windows:
@@ -95,7 +99,7 @@ class Windows:
         )
         clock = (tensor.to(city.readings.device) for tensor in (city.time_of_day, city.day_of_week))
         self._readers = (self._readings, self._mask, *(WindowReader(tensor, (history,), stride) for tensor in clock))
-        self._roads: dict[torch.device | None, tuple[Tensor, Tensor]] = {}
+        self._roads: dict[tuple[torch.device, NodeBlock | None], tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return (self.city.num_steps - self.history - self.horizon) // self.stride + 1
@@ -129,28 +133,49 @@ class Windows:
         """What was observed of :attr:`y`, a view."""
         return self._mask.views[1]
 
-    def batch(self, index: Tensor, device: torch.device | str | None = None) -> WindowBatch:
+    def batch(
+        self, index: Tensor, device: torch.device | str | None = None, block: NodeBlock | None = None
+    ) -> WindowBatch:
         """The windows of the given numbers ``[B]``, copied.
 
         Args:
             index: int64, numbers of windows.
             device: Where the batch is wanted; default: where the readings are. From the CPU to a GPU it goes through
                 pinned memory, without waiting for the copy.
+            block: The nodes that are wanted, of the city's :class:`~tsjt_pyg.data.NodeBlocks`; default: all.
 
         Raises:
             IndexError: If a number is not in ``0 .. len(self) - 1``.
         """
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"index: expected windows 0 to {len(self) - 1}, found {index.tolist()}")
-        return self._at(index.to(self.city.readings.device), device)
+        return self._at(index.to(self.city.readings.device), device, block=block)
 
-    def _at(self, index: Tensor, device: torch.device | str | None, copy: bool = True) -> WindowBatch:
+    def _at(
+        self, index: Tensor, device: torch.device | str | None, copy: bool = True, block: NodeBlock | None = None
+    ) -> WindowBatch:
         """The windows of the given numbers, which are not checked."""
+        if block is not None:
+            return self._of_block(index, device, block)
         there, pin = self._way(device)
         parts = [part for reader in self._readers for part in reader.at(index, copy, pin)]
         if there is not None:
             parts = [part.to(there, non_blocking=pin) for part in parts]
         return self._assembled(parts, index, there)
+
+    def _of_block(self, index: Tensor, device: torch.device | str | None, block: NodeBlock) -> WindowBatch:
+        """The windows of the given numbers, of a block's nodes: no other node's readings are read."""
+        there, pin = self._way(device)
+        here, size = index.device, (self.history, self.horizon)
+        rows = index[:, None] * self.stride + torch.arange(sum(size), device=here)
+        nodes = block.nodes.to(here)
+        x, y = take(self.city.readings, rows, nodes).split(size, dim=1)
+        x_mask, y_mask = take(self.city.mask, rows, nodes).split(size, dim=1)
+        y_mask = y_mask & block.core_mask.to(here)[:, None]
+        parts = [x, y, x_mask, y_mask, *(part for reader in self._readers[2:] for part in reader.at(index))]
+        if there is not None:
+            parts = [(part.pin_memory() if pin else part).to(there, non_blocking=pin) for part in parts]
+        return self._assembled(parts, index, there, block)
 
     def _in_order(self, first: int, count: int, device: torch.device | str | None, copy: bool) -> WindowBatch:
         """The windows ``first .. first + count - 1``; without ``copy`` as overlapping views."""
@@ -161,16 +186,25 @@ class Windows:
         parts = [part for reader in self._readers for part in reader.in_order(first, count, copy, there, pin)]
         return self._assembled(parts, index, there)
 
-    def _assembled(self, parts: list[Tensor], index: Tensor, device: torch.device | None) -> WindowBatch:
+    def _assembled(
+        self, parts: list[Tensor], index: Tensor, device: torch.device | None, block: NodeBlock | None = None
+    ) -> WindowBatch:
         x, y, x_mask, y_mask, time_of_day, day_of_week = parts
         if device is not None:
             index = index.to(device)
-            if device not in self._roads:
-                self._roads[device] = (self.city.edge_index.to(device), self.city.edge_weight.to(device))
-        edge_index, edge_weight = self._roads.get(device) or (self.city.edge_index, self.city.edge_weight)
+        edge_index, edge_weight = self._roads_on(index.device, block)
         return WindowBatch(
-            x, y, x_mask, y_mask, time_of_day, index, edge_index, edge_weight, day_of_week, self.city.name
+            x, y, x_mask, y_mask, time_of_day, index, edge_index, edge_weight, day_of_week, self.city.name, block
         )
+
+    def _roads_on(self, device: torch.device, block: NodeBlock | None) -> tuple[Tensor, Tensor]:
+        """The roads of the city or of a block: the same tensors every time, so that what models make of them is too."""
+        roads = self.city if block is None else block
+        if roads.edge_index.device == device:
+            return roads.edge_index, roads.edge_weight
+        if (device, block) not in self._roads:
+            self._roads[device, block] = (roads.edge_index.to(device), roads.edge_weight.to(device))
+        return self._roads[device, block]
 
     def _way(self, device: torch.device | str | None) -> tuple[torch.device | None, bool]:
         """The device to move to (``None``: the readings are there), and whether through pinned memory."""
@@ -189,6 +223,7 @@ class Windows:
         device: torch.device | str | None = None,
         copy: bool = True,
         prefetch: int | None = None,
+        block: NodeBlock | None = None,
     ) -> Iterator[WindowBatch]:
         """One pass over all windows.
 
@@ -204,6 +239,8 @@ class Windows:
             prefetch: Batches that a background thread makes in advance. Default: 2 where the readings are on the CPU
                 and the batches on a GPU (pinned, copied beside the kernels), else 1 where the readings are in a mapped
                 file and a batch is at most 32 MiB, else 0. The thread ends with the loop, however that ends.
+            block: The nodes that are wanted, of the city's :class:`~tsjt_pyg.data.NodeBlocks`; default: all. They are
+                always copied.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
@@ -217,7 +254,10 @@ class Windows:
                 count = min(batch_size, len(self) - first)
                 if drop_last and count < batch_size:
                     return
-                if order is None:
+                if block is not None:
+                    index = torch.arange(first, first + count) if order is None else order[first : first + count]
+                    yield self._at(index.to(self.city.readings.device), device, block=block)
+                elif order is None:
                     yield self._in_order(first, count, device, copy)
                 else:
                     yield self._at(order[first : first + count], device, copy)

@@ -18,7 +18,7 @@ from typing import Any
 import joblib
 import torch
 
-from ..data import City, StandardScaler, SupportProfile
+from ..data import City, NodeBlocks, StandardScaler, SupportProfile
 from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
 from ..training.strategies import get_strategies
 from ..training.trainer import check_sources
@@ -27,6 +27,9 @@ from .naive import NAIVE_FITS, NaiveForecast
 from .table import Comparison, RunRecord
 
 DEFAULT_STRATEGIES = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
+
+MOST_AT_ONCE = 2**20
+"""Windows times nodes of a batch of naive forecasts: a large city has fewer than 64 windows in it."""
 
 NAIVE = ("last value", "historical average", "linear per node")
 """The naive forecasts that every table has; :data:`~tsjt_pyg.evaluation.naive.NAIVE_FITS` has more."""
@@ -44,6 +47,7 @@ def compare(
     batch_size: int = 32,
     lr: float = 3e-3,
     validation_days: float = 1.0,
+    nodes_per_batch: int | None = None,
     naive: Sequence[str] = NAIVE,
     jobs: int = 1,
     threads: int = 1,
@@ -71,6 +75,8 @@ def compare(
         batch_size: Windows a step, of each city.
         lr: Learning rate.
         validation_days: How much of the end of the visible days chooses the checkpoint.
+        nodes_per_batch: Cities of more nodes are learned from and forecast in blocks; see
+            :func:`~tsjt_pyg.training.fit`. Default: every batch holds a whole city.
         naive: Which naive forecasts are measured too.
         jobs: Runs at the same time, in processes of their own.
         threads: Threads of each run. The result depends on it in the last digits, not on ``jobs``; on the CPU the same
@@ -120,7 +126,13 @@ def compare(
         sources=tuple(sources),
         build=build,
         size=(history, horizon),
-        settings={"steps": steps, "batch_size": batch_size, "lr": lr, "validation_days": validation_days},
+        settings={
+            "steps": steps,
+            "batch_size": batch_size,
+            "lr": lr,
+            "validation_days": validation_days,
+            "nodes_per_batch": nodes_per_batch,
+        },
         threads=threads,
         device=device,
     )
@@ -150,6 +162,7 @@ def compare(
             "channels": list(target.channels),
             "visible_days": visible_days,
             "validation_days": validation_days,
+            **({} if nodes_per_batch is None else {"nodes_per_batch": nodes_per_batch}),
             "test_days": test.num_steps / test.steps_per_day,
             "history": history,
             "horizon": horizon,
@@ -248,10 +261,10 @@ def _train_and_measure(
         torch.manual_seed(seed)
         model = build().to(device)
         result = fit(model, visible, sources, strategy, seed=seed, progress=progress, **settings)
-        errors = measure(model, test, result.scaler, *size, support=result.support)
+        errors = measure(model, test, result.scaler, *size, support=result.support, blocks=result.blocks)
         digest = _digest(model, result.scaler)
         model.load_state_dict(result.last_model)
-        last = measure(model, test, result.scaler, *size, support=result.support)
+        last = measure(model, test, result.scaler, *size, support=result.support, blocks=result.blocks)
     return RunRecord(
         strategy.name,
         seed,
@@ -293,10 +306,12 @@ def measure(
     history: int,
     horizon: int,
     support: SupportProfile | None = None,
+    blocks: NodeBlocks | None = None,
 ) -> Errors:
     """Errors of a model's forecasts on all windows of a city, in original units."""
     errors = HorizonErrors(horizon)
-    for batch, forecast in forecast_windows(model, city.windows(history, horizon), scaler, support=support):
+    windows = city.windows(history, horizon)
+    for batch, forecast in forecast_windows(model, windows, scaler, support=support, blocks=blocks):
         errors.update(forecast, batch.y, batch.y_mask)
     return errors.compute()
 
@@ -304,6 +319,7 @@ def measure(
 def measure_naive(forecast: NaiveForecast, city: City, history: int, horizon: int) -> Errors:
     """Errors of a naive forecast on all windows of a city, in original units."""
     errors = HorizonErrors(horizon)
-    for batch in city.windows(history, horizon).batches(64):
+    at_once = max(1, min(64, MOST_AT_ONCE // city.num_nodes))
+    for batch in city.windows(history, horizon).batches(at_once):
         errors.update(forecast(batch, city), batch.y, batch.y_mask)
     return errors.compute()

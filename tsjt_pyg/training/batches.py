@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data import City, CityPairLoader, Profile, StandardScaler, SupportProfile, WindowBatch
+from ..data import City, CityPairLoader, NodeBlock, NodeBlocks, Profile, StandardScaler, SupportProfile
+from ..data.node_blocks import node_blocks
 from ..data.pairs import shuffled_index
 from .forecasting import forecast_scaled, takes_profile
 from .losses import masked_mae
@@ -17,24 +18,43 @@ class CityBatches:
     """Windows of one city, with its scaler and, where the model takes one, a support profile for each.
 
     The support days of a window are drawn from the other days of the city, at most as many as the target has to show.
+    Of a city with :class:`~tsjt_pyg.data.NodeBlocks` every batch holds one block, each once a pass, in an order drawn
+    anew for every pass.
     """
 
-    def __init__(self, city: City, history: int, horizon: int, most: int | None) -> None:
+    def __init__(
+        self, city: City, history: int, horizon: int, most: int | None, blocks: NodeBlocks | None = None
+    ) -> None:
         self.windows = city.windows(history, horizon)
         try:
             self.scaler = StandardScaler().fit(city.readings, city.mask)
         except ValueError as error:
             raise ValueError(f"{city.name}: {error}") from error
-        self.most = most
+        self.most, self.blocks = most, blocks
         self.support = None if most is None else SupportProfile(city)
 
-    def loss(self, model: torch.nn.Module, batch: WindowBatch, seed: int) -> Tensor:
-        """The masked MAE of a batch of these windows, in scaled units; ``seed`` draws the support days."""
+    def block(self, step: int, seed: int) -> NodeBlock | None:
+        """The block of step ``step``; ``None`` where batches hold the whole city."""
+        if self.blocks is None:
+            return None
+        return self.blocks[int(shuffled_index(len(self.blocks), 1, step, seed))]
+
+    def loss(self, model: torch.nn.Module, index: Tensor, seed: int, block: NodeBlock | None = None) -> Tensor:
+        """The masked MAE of a batch of these windows, in scaled units.
+
+        Args:
+            model: The model.
+            index: Numbers of the windows.
+            seed: Draws the support days.
+            block: The nodes of the batch, of whose core the errors are; default: all.
+        """
         device = next(model.parameters()).device
+        batch = self.windows.batch(index, block=block)
         profile: Profile | None = None
         if self.support is not None:
             generator = torch.Generator().manual_seed(seed % 2**63)
-            profile = self.support.at(self.windows, batch.index, self.most, generator).to(device)
+            nodes = None if block is None else block.nodes
+            profile = self.support.at(self.windows, index, self.most, generator, nodes).to(device)
         batch = batch.to(device)
         forecast = forecast_scaled(model, batch, self.scaler, profile)
         return masked_mae(forecast, self.scaler.transform(batch.y), batch.y_mask)
@@ -51,6 +71,8 @@ class TrainingBatches:
         batch_size: Windows a batch.
         seed: Seed of order and support days.
         weights: How often each source takes its turn; ``None``: all equally.
+        nodes_per_batch: A city of more nodes is seen in blocks of at most so many; ``None``: every city as a whole.
+        num_hops: Width of the blocks' halo.
     """
 
     def __init__(
@@ -62,13 +84,20 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
+        nodes_per_batch: int | None = None,
+        num_hops: int = 2,
     ) -> None:
+        blocks = [node_blocks(city, nodes_per_batch, num_hops) for city in (training, *sources)]
         size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
         # Who never saw a profile in training cannot read one later: a single day has none for its own windows.
-        learns_profile = takes_profile(model) and any(_has_profiles(city, *size) for city in (*sources, training))
+        learns_profile = takes_profile(model) and any(
+            _has_profiles(city, *size, parts) for city, parts in zip((training, *sources), blocks, strict=True)
+        )
         support_days = most if learns_profile else None
-        self.target = CityBatches(training, *size, support_days)
-        self.sources = [CityBatches(city, *size, support_days) for city in sources]
+        self.target, *self.sources = (
+            CityBatches(city, *size, support_days, parts)
+            for city, parts in zip((training, *sources), blocks, strict=True)
+        )
         self.pairs = (
             CityPairLoader([s.windows for s in self.sources], self.target.windows, batch_size, seed, weights)
             if self.sources
@@ -82,17 +111,18 @@ class TrainingBatches:
         days_seed = self.seed * 1_000_003 + 2 * step + source
         if source:
             assert self.pairs is not None
-            batch, which = self.pairs.source_batch(step)
-            return self.sources[which].loss(model, batch, days_seed)
-        windows = self.target.windows
-        batch = windows.batch(shuffled_index(len(windows), self.batch_size, step, self.seed))
-        return self.target.loss(model, batch, days_seed)
+            index, which = self.pairs.source_windows(step)
+            city = self.sources[which]
+            return city.loss(model, index, days_seed, city.block(step, self.seed * 97 + which + 1))
+        index = shuffled_index(len(self.target.windows), self.batch_size, step, self.seed)
+        return self.target.loss(model, index, days_seed, self.target.block(step, self.seed))
 
 
-def _has_profiles(city: City, history: int, horizon: int) -> bool:
+def _has_profiles(city: City, history: int, horizon: int, blocks: NodeBlocks | None) -> bool:
     """Whether some time of day of the city's windows was observed on another of its days, too."""
     support, windows = SupportProfile(city), city.windows(history, horizon)
     if support.num_days > 2:
         return True
     index = torch.linspace(0, len(windows) - 1, min(16, len(windows))).round().long()
-    return bool(support.at(windows, index).mask.any())
+    parts = [None] if blocks is None else (block.core for block in blocks)
+    return any(bool(support.at(windows, index, nodes=nodes).mask.any()) for nodes in parts)

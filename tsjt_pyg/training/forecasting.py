@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Profile, StandardScaler, SupportProfile, WindowBatch, Windows
+from ..data import NodeBlocks, Profile, StandardScaler, SupportProfile, WindowBatch, Windows
 
 
 def forecast_scaled(
@@ -64,8 +64,13 @@ def forecast_windows(
     scaler: StandardScaler,
     batch_size: int = 64,
     support: SupportProfile | None = None,
+    blocks: NodeBlocks | None = None,
 ) -> Iterator[tuple[WindowBatch, Tensor]]:
     """``(batch, forecast [B, T_out, N, C])`` for all windows in order, in original units, in evaluation mode.
+
+    With ``blocks``, all windows of the first block come first, then those of the next. ``batch.block.core`` says which
+    nodes ``forecast[:, :, batch.block.core_mask]`` belongs to: every node is in the core of one block. The rest are
+    forecasts of the halo, which lack a part of their surroundings; ``batch.y_mask`` is false there.
 
     Args:
         model: As :func:`~tsjt_pyg.training.fit` takes it.
@@ -74,14 +79,27 @@ def forecast_windows(
         batch_size: Windows a batch.
         support: The city's support days, for a model that takes a profile; :attr:`FitResult.support`. Without them such
             a model forecasts as where nothing is known of other days.
+        blocks: Blocks of the city's nodes, where all of them do not fit into a batch; :attr:`FitResult.blocks`.
+
+    Raises:
+        ValueError: If the blocks are of a city with another number of nodes.
     """
+    if blocks is not None and blocks.num_nodes != windows.city.num_nodes:
+        raise ValueError(
+            f"blocks: they are of {blocks.num_nodes} nodes, {windows.city.name} has {windows.city.num_nodes}; make "
+            "them of the city that is forecast"
+        )
     device = next(model.parameters()).device
     sees_profile = support is not None and takes_profile(model)
     was_training = model.training
     model.eval()
     try:
-        for batch in windows.batches(batch_size, device=device):
-            profile = support.at(windows, batch.index).to(device) if support is not None and sees_profile else None
-            yield batch, scaler.inverse_transform(forecast_scaled(model, batch, scaler, profile))
+        for block in [None] if blocks is None else blocks:
+            nodes = None if block is None else block.nodes
+            for batch in windows.batches(batch_size, device=device, block=block):
+                profile: Profile | None = None
+                if support is not None and sees_profile:
+                    profile = support.at(windows, batch.index, nodes=nodes).to(device)
+                yield batch, scaler.inverse_transform(forecast_scaled(model, batch, scaler, profile))
     finally:
         model.train(was_training)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from ..data import City, StandardScaler, SupportProfile, WindowBatch, Windows
+from ..data import City, NodeBlocks, StandardScaler, SupportProfile, WindowBatch, Windows
 from ..data.last_value import last_value, node_means
+from ..data.node_blocks import node_blocks
+from ..data.rows import column_blocks
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
 
@@ -82,6 +84,8 @@ def judge_sources(
     base: type[torch.optim.Optimizer],
     max_grad_norm: float,
     most: int,
+    nodes_per_batch: int | None = None,
+    num_hops: int = 2,
 ) -> list[SourceVerdict]:
     r"""Which sources have something to teach: from the visible days of the target alone.
 
@@ -118,12 +122,14 @@ def judge_sources(
         base: Optimizer class.
         max_grad_norm: Gradients longer than this are shortened to it.
         most: Support days of a window at most.
+        nodes_per_batch: A city of more nodes is seen in blocks of at most so many; ``None``: every city as a whole.
+        num_hops: Width of the blocks' halo.
     """
     size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     count = visible.num_steps - sum(size) + 1
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
     std = StandardScaler().fit(visible.readings, visible.mask).std
-    bar = _naive_error(windows, SupportProfile(visible), std)
+    bar = _naive_error(windows, SupportProfile(visible), std, node_blocks(visible, nodes_per_batch, num_hops=0))
     persistence = _persistence(visible, size[1])
     counts = persistence >= CORRELATED
     counts[0] = True
@@ -132,7 +138,16 @@ def judge_sources(
         persistences.append(float((_persistence(source, size[1]) / persistence.clamp(min=1e-3))[counts].min()))
         trained = copy.deepcopy(model)
         mean = AveragedModel(trained)
-        batches = TrainingBatches(trained, visible, [source], most, max(1, batch_size // 2), seed)
+        batches = TrainingBatches(
+            trained,
+            visible,
+            [source],
+            most,
+            max(1, batch_size // 2),
+            seed,
+            nodes_per_batch=nodes_per_batch,
+            num_hops=num_hops,
+        )
         optimizer = base(trained.parameters(), lr=lr)  # type: ignore[call-arg]
         trained.train()
         for step in range(steps):
@@ -142,8 +157,9 @@ def judge_sources(
             optimizer.step()
             if step >= steps // 2:
                 mean.update_parameters(trained)
-        scaler, support = batches.target.scaler, batches.target.support
-        error = _error(forecast_windows(mean.module, windows, scaler, support=support), std)
+        own = batches.target
+        forecasts = forecast_windows(mean.module, windows, own.scaler, support=own.support, blocks=own.blocks)
+        error = _error(forecasts, std)
         errors.append(error / bar if bar else math.inf)  # nothing is better than a naive forecast without error
     margin = MARGIN if visible.num_steps >= 2 * visible.steps_per_day else MARGIN_OF_ONE_DAY
     taken = [error < 1 + margin and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
@@ -160,29 +176,36 @@ def _persistence(city: City, horizon: int) -> Tensor:
     Of a city longer than :data:`PERSISTENCE_DAYS`, of the days at its end.
     """
     first = max(0, city.num_steps - PERSISTENCE_DAYS * city.steps_per_day)
-    readings, mask = city.readings[first:].double(), city.mask[first:]
-    mean = readings.masked_fill(~mask, 0.0).sum(dim=0) / mask.sum(dim=0).clamp(min=1)
-    deviation = (readings - mean).masked_fill(~mask, 0.0)
-    found = readings.new_zeros(horizon, city.num_channels)
-    for step in range(1, horizon + 1):
-        both = mask[step:] & mask[:-step]
-        now, then = deviation[step:].masked_fill(~both, 0.0), deviation[:-step].masked_fill(~both, 0.0)
-        scale = (now.square().sum(dim=(0, 1)) * then.square().sum(dim=(0, 1))).sqrt()
-        found[step - 1] = torch.where(scale > 0, (now * then).sum(dim=(0, 1)) / scale, 0.0)
-    return found
+    # Rows: products, squares of the later and of the earlier deviations; summed over some nodes after the other.
+    sums = torch.zeros(3, horizon, city.num_channels, dtype=torch.float64, device=city.readings.device)
+    for values, mask in column_blocks(city.readings[first:], city.mask[first:]):
+        readings = values.double()
+        mean = readings.masked_fill(~mask, 0.0).sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+        deviation = (readings - mean).masked_fill(~mask, 0.0)
+        for step in range(1, horizon + 1):
+            both = mask[step:] & mask[:-step]
+            now, then = deviation[step:].masked_fill(~both, 0.0), deviation[:-step].masked_fill(~both, 0.0)
+            parts = (now * then, now.square(), then.square())
+            sums[:, step - 1] += torch.stack([part.sum(dim=(0, 1)) for part in parts])
+    products, later, earlier = sums
+    scale = (later * earlier).sqrt()
+    return torch.where(scale > 0, products / scale, 0.0)
 
 
-def _naive_error(windows: Windows, support: SupportProfile, std: Tensor) -> float:
+def _naive_error(windows: Windows, support: SupportProfile, std: Tensor, blocks: NodeBlocks | None) -> float:
     """Of the better one of last value, and mean of last value and profile (the last value where there is none)."""
     default = node_means(windows.city)
 
     def forecasts(share: float) -> Iterator[tuple[WindowBatch, Tensor]]:
-        for batch in windows.batches(WINDOWS):
-            last = last_value(batch.x, batch.x_mask, default).unsqueeze(1).expand_as(batch.y)
-            profile = support.at(windows, batch.index)
-            typical = torch.where(profile.mask, profile.values, 0.0)[:, windows.history :]
-            known = profile.mask[:, windows.history :]
-            yield batch, torch.where(known, last + share * (typical - last), last)
+        for block in [None] if blocks is None else blocks:
+            nodes = None if block is None else block.nodes
+            for batch in windows.batches(WINDOWS, block=block):
+                means = default if nodes is None else default[nodes.to(default.device)]
+                last = last_value(batch.x, batch.x_mask, means).unsqueeze(1).expand_as(batch.y)
+                profile = support.at(windows, batch.index, nodes=nodes)
+                typical = torch.where(profile.mask, profile.values, 0.0)[:, windows.history :]
+                known = profile.mask[:, windows.history :]
+                yield batch, torch.where(known, last + share * (typical - last), last)
 
     return min(_error(forecasts(0.0), std), _error(forecasts(0.5), std))
 

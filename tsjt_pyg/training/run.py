@@ -130,7 +130,10 @@ class TrainingRun:
     def _validation_loss(self) -> float:
         total, count = 0.0, 0
         target = self.batches.target
-        for batch, forecast in forecast_windows(self.model, self.validation, target.scaler, support=target.support):
+        forecasts = forecast_windows(
+            self.model, self.validation, target.scaler, support=target.support, blocks=target.blocks
+        )
+        for batch, forecast in forecasts:
             std = target.scaler.std.to(forecast.device)
             error = ((forecast - batch.y).abs() / std).masked_fill(~batch.y_mask, 0.0)
             total += error.sum(dtype=torch.float64).item()

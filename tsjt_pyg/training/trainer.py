@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data import City, StandardScaler, SupportProfile
+from ..data import City, NodeBlocks, StandardScaler, SupportProfile
 from ..data.pairs import check_comparable
 from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
@@ -65,6 +65,8 @@ class FitResult:
         last_model: State of the model after the last step.
         verdicts: What the guard found of each source; empty for strategies without one.
         guard_seconds: Of ``seconds``, what the guard took.
+        blocks: The blocks of the target's nodes that it was trained in, to forecast it in; None where every batch held
+            the whole city.
     """
 
     model: torch.nn.Module
@@ -80,6 +82,7 @@ class FitResult:
     last_model: dict[str, Tensor] = field(default_factory=dict)
     verdicts: list[SourceVerdict] = field(default_factory=list)
     guard_seconds: float = 0.0
+    blocks: NodeBlocks | None = None
 
 
 def training_split(visible: City, validation_days: float, history: int) -> tuple[City, City]:
@@ -118,6 +121,8 @@ def fit(
     max_grad_norm: float = 5.0,
     validation_days: float = 1.0,
     evaluations: int = 15,
+    nodes_per_batch: int | None = None,
+    num_hops: int = 2,
     output: str | Path | None = None,
     checkpoint_every: int = 100,
     resume: bool = False,
@@ -144,6 +149,10 @@ def fit(
         validation_days: How much of the end of the visible days chooses the checkpoint.
         evaluations: The validation day is forecast before the first step, every ``steps // evaluations`` steps, at the
             end of a pre-training and after the last step; a strategy of twice the steps does it twice as often.
+        nodes_per_batch: A city, target or source, of more nodes is learned from, and forecast, in blocks of at most so
+            many (:class:`~tsjt_pyg.data.NodeBlocks`): every step sees one block of it, and errors are those of the
+            block's core. Default: every batch holds the whole city.
+        num_hops: Width of the halo around the core of a block.
         output: Folder for ``last.pt``, ``best.pt`` and ``config.json``; created where absent. Default: nothing is
             written.
         checkpoint_every: Steps from one ``last.pt`` to the next.
@@ -164,6 +173,8 @@ def fit(
         raise ValueError(f"lr: expected a positive learning rate, found {lr}")
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, found {evaluations}")
+    size: dict[str, Any] = {"nodes_per_batch": nodes_per_batch, "num_hops": num_hops}
+    check_blocks(model, **size)
     check_sources(target, sources, strategy)
     history, horizon = int(model.history), int(model.horizon)  # type: ignore[arg-type]
     training, validation = training_split(target, validation_days, history)
@@ -178,6 +189,7 @@ def fit(
         "max_grad_norm": max_grad_norm,
         "validation_days": validation_days,
         "evaluations": evaluations,
+        **({} if nodes_per_batch is None else size),
         "target": {"name": target.name, "fingerprint": target.fingerprint()},
         "sources": [{"name": city.name, "fingerprint": city.fingerprint()} for city in sources],
     }
@@ -196,7 +208,7 @@ def fit(
         else:
             few = guard_steps(steps, len(taken))
             verdicts = judge_sources(
-                model, target, taken, steps=few, batch_size=batch_size, seed=seed, most=most, **optimizing
+                model, target, taken, steps=few, batch_size=batch_size, seed=seed, most=most, **optimizing, **size
             )
             guard_seconds = time.perf_counter() - started
         taken = [city for city, verdict in zip(taken, verdicts, strict=True) if verdict.weight > 0]
@@ -204,7 +216,7 @@ def fit(
             logger.info("%s", verdict)
         if not taken:
             steps *= 2  # as many gradients, without the sources' half of them
-    batches = TrainingBatches(model, training, taken, most, batch_size, seed)
+    batches = TrainingBatches(model, training, taken, most, batch_size, seed, **size)
     stride = max(1, (validation.num_steps - history - horizon + 1) // VALIDATION_WINDOWS)
     run = strategy.run_type()(
         model=model,
@@ -257,7 +269,22 @@ def fit(
         last_model=last_model,
         verdicts=verdicts,
         guard_seconds=guard_seconds,
+        blocks=batches.target.blocks,
     )
+
+
+def check_blocks(model: torch.nn.Module, nodes_per_batch: int | None, num_hops: int) -> None:
+    """Raises a ValueError if there can be no such blocks, or the model needs all nodes of a city at once."""
+    if nodes_per_batch is None:
+        return
+    for argument, value, least in (("nodes_per_batch", nodes_per_batch, 1), ("num_hops", num_hops, 0)):
+        if value < least:
+            raise ValueError(f"{argument}: expected at least {least}, found {value}")
+    if getattr(model, "city_embedding", None) is not None:
+        raise ValueError(
+            "nodes_per_batch: the model has a city_embedding, one row for every node of a city, and cannot be shown "
+            "a part of them; leave one of the two out"
+        )
 
 
 def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> None:
