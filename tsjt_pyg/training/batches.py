@@ -11,6 +11,7 @@ from ..data import City, CityPairLoader, Profile, StandardScaler, SupportProfile
 from ..data.pairs import shuffled_index
 from .forecasting import forecast_scaled, takes_profile
 from .losses import masked_mae
+from .model_state import window_size
 
 
 class CityBatches:
@@ -63,7 +64,7 @@ class TrainingBatches:
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
-        size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
+        size = window_size(model)
         # Who never saw a profile in training cannot read one later: a single day has none for its own windows.
         learns_profile = takes_profile(model) and any(_has_profiles(city, *size) for city in (*sources, training))
         support_days = most if learns_profile else None

@@ -16,6 +16,7 @@ from ..data import City, StandardScaler, SupportProfile, WindowBatch, Windows
 from ..data.last_value import last_value, node_means
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
+from .model_state import unwrapped, window_size
 
 WINDOWS = 64
 """Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
@@ -119,7 +120,7 @@ def judge_sources(
         max_grad_norm: Gradients longer than this are shortened to it.
         most: Support days of a window at most.
     """
-    size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
+    size = window_size(model)
     count = visible.num_steps - sum(size) + 1
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
     std = StandardScaler().fit(visible.readings, visible.mask).std
@@ -130,7 +131,7 @@ def judge_sources(
     errors, persistences = [], []
     for source in sources:
         persistences.append(float((_persistence(source, size[1]) / persistence.clamp(min=1e-3))[counts].min()))
-        trained = copy.deepcopy(model)
+        trained = copy.deepcopy(unwrapped(model))
         mean = AveragedModel(trained)
         batches = TrainingBatches(trained, visible, [source], most, max(1, batch_size // 2), seed)
         optimizer = base(trained.parameters(), lr=lr)  # type: ignore[call-arg]
