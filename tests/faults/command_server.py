@@ -1,7 +1,8 @@
-"""Runs `tsjt …` commands that a test sends, each in a process of its own, with the library imported once for all.
+"""Runs the `tsjt …` commands that a test sends, each in a process of its own, with the library imported once for all.
 
-It never computes anything itself, so that its forks are as good as new processes. A line in holds the arguments, the file
-for what is printed, and the largest file that may be written; lines out are the process's id and, later, its exit status.
+It never computes anything itself, so that its forks are as good as new processes. A line in holds the arguments, the
+file for what is printed, and the largest file that may be written; lines out are the process's id and, when it has
+ended, its exit status.
 """
 
 from __future__ import annotations

@@ -36,6 +36,10 @@ class Command:
             self.status = int(self.server.stdout.readline())
         return self.status
 
+    def printed(self) -> str:
+        """On both streams, in one line."""
+        return " ".join(self.log.read_text(encoding="utf-8").split())
+
     def kill(self, number: int) -> int:
         """Sends a signal, where the process has not ended, and waits."""
         with contextlib.suppress(ProcessLookupError):
