@@ -21,6 +21,7 @@ from tsjt_pyg.datasets import load_city
 from tsjt_pyg.training import CELLS, SavedModel, trainer
 from tsjt_pyg.training.checkpoint import save_checkpoint
 from tsjt_pyg.training.guard import SourceVerdict
+from tsjt_pyg.training.run import TrainingRun
 
 TARGET = ["--target", "demo/riverton"]
 TINY = ["--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "2", "--validation-days", "0.25"]
@@ -172,7 +173,7 @@ def test_train_says_how_many_steps_it_took_and_why_where_no_source_is_left(tsjt,
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt, trained, tmp_path, monkeypatch):
-    train_step, steps = trainer.TrainingRun.train_step, []
+    train_step, steps = TrainingRun.train_step, []
 
     def interrupted(run):
         steps.append(run.step)
@@ -180,7 +181,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt,
             raise KeyboardInterrupt
         train_step(run)
 
-    monkeypatch.setattr(trainer.TrainingRun, "train_step", interrupted)
+    monkeypatch.setattr(TrainingRun, "train_step", interrupted)
     assert "stopped" in tsjt(*TRAIN, tmp_path / "r", code=130)
     assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["step"] == 2
     monkeypatch.undo()
@@ -202,7 +203,7 @@ def metrics(folder):
 def test_a_signal_ends_the_step_and_is_resumed_and_a_second_one_stops_at_once(
     tsjt, trained, tmp_path, monkeypatch, number, status
 ):
-    train_step, signals = trainer.TrainingRun.train_step, [number]
+    train_step, signals = TrainingRun.train_step, [number]
 
     def signalled(run):
         if run.step == 2:
@@ -210,7 +211,7 @@ def test_a_signal_ends_the_step_and_is_resumed_and_a_second_one_stops_at_once(
                 os.kill(os.getpid(), each)
         train_step(run)
 
-    monkeypatch.setattr(trainer.TrainingRun, "train_step", signalled)
+    monkeypatch.setattr(TrainingRun, "train_step", signalled)
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     text = tsjt(*TRAIN, tmp_path / "r", "--checkpoint-every", 99, code=status)
     assert f"stopped at step 3 of 4; resume=True (--resume) continues from step 3, {tmp_path / 'r' / 'last.pt'}" in text
