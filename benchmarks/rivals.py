@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import Linear, ReLU, Sequential
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tsjt_pyg.data.pairs import shuffled_index
+from tsjt_pyg.optim import TargetSkewedOptimizer
 from tsjt_pyg.training import Strategy
 from tsjt_pyg.training.run import TrainingRun
 from tsjt_pyg.training.strategies import StepPlan
@@ -36,6 +37,27 @@ class Torchjd(Strategy):
         weighting, constants = TORCHJD[self.name]
         return {"filter": getattr(torchjd.aggregation, weighting)(**constants)}
 
+    def run_type(self) -> type[TrainingRun]:
+        return _TorchjdRun
+
+
+class _TorchjdRun(TrainingRun):
+    """Also keeps what the rule remembers: GradVac's means."""
+
+    @property
+    def _weighting(self) -> torch.nn.Module:
+        assert isinstance(self.optimizer, TargetSkewedOptimizer)
+        return cast(torch.nn.Module, self.optimizer.skew_filter.rule)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "weighting": dict(self._weighting.state_dict())}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        for means in state["weighting"].values():
+            self._weighting(torch.eye(len(means), dtype=means.dtype))  # of a new rule, it makes the place for them
+        self._weighting.load_state_dict(state["weighting"])
+        super().load(state)
+
 
 @dataclass(frozen=True)
 class FineTune(Strategy):
@@ -59,6 +81,15 @@ class _FineTuneRun(TrainingRun):
         assert isinstance(self.strategy, FineTune)
         for group in self.optimizer.param_groups:
             group["lr"] *= self.strategy.lr_factor
+        self._freeze()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        if self.step > self.strategy.pretrain_steps(self.steps):
+            self._freeze()
+
+    def _freeze(self) -> None:
+        assert isinstance(self.strategy, FineTune)
         if self.strategy.head_only:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name.startswith("head."))

@@ -27,6 +27,7 @@ from .evaluation import compare as compare_strategies
 from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
+from .stop_signals import StopSignals
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
 from .training.checkpoint import METRICS, save_json
 from .training.strategies import get_strategies
@@ -92,16 +93,18 @@ def main(
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What the user can mend ends in one line and status 2; Ctrl-C in status 130."""
+def _clear_errors() -> Iterator[StopSignals]:
+    """What the user can mend ends in one line and status 2; Ctrl-C in status 130, SIGTERM in 143."""
+    stop = StopSignals()
     try:
-        yield
+        with stop:
+            yield stop
     except _EXPECTED as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        errors.print("stopped", highlight=False)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as interrupt:
+        errors.print(_plain(str(interrupt)) or "stopped", highlight=False, soft_wrap=True)
+        raise typer.Exit(stop.exit_status) from None
 
 
 def _plain(text: str) -> str:
@@ -241,12 +244,21 @@ def train(
     nodes_per_batch: NodesPerBatch = None,
     seed: Annotated[int, typer.Option(help="Seed of initial parameters and batches.", min=0, max=2**31)] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the output folder's last.pt.")] = False,
+    keep: Annotated[
+        int, typer.Option("--keep-checkpoints", help="Checkpoints to keep: last.pt, last-1.pt, ….", min=1)
+    ] = 2,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest good checkpoint of the output folder.")
+    ] = False,
     threads: Threads = 1,
     device: Device = "cpu",
 ) -> None:
-    """Train one strategy and keep its checkpoint."""
-    with _clear_errors():
+    """Train one strategy and keep its checkpoint.
+
+    Ctrl-C and SIGTERM stop it after the step it is at, with a checkpoint; a second one at once. --resume goes on, and
+    ends with the bits of a run that was never stopped (on the CPU).
+    """
+    with _clear_errors() as stop:
         task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
         test.windows(history, horizon)
@@ -268,9 +280,11 @@ def train(
                 nodes_per_batch=nodes_per_batch,
                 output=output,
                 checkpoint_every=checkpoint_every,
+                keep=keep,
                 resume=resume,
                 config={"model": config.as_dict(), "channel": task.target.channels[0], "visible_days": visible_days},
                 progress=progress,
+                stop=stop,
             )
         found = measure(model, test, result.scaler, history, horizon, result.support, result.blocks)
         naive = measure_naive(fit_last_value(visible), test, history, horizon)

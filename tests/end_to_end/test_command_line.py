@@ -4,8 +4,10 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -17,8 +19,9 @@ from tsjt_pyg import __version__
 from tsjt_pyg.cli import app
 from tsjt_pyg.datasets import load_city
 from tsjt_pyg.training import CELLS, SavedModel, trainer
-from tsjt_pyg.training.checkpoint import FORMAT
+from tsjt_pyg.training.checkpoint import save_checkpoint
 from tsjt_pyg.training.guard import SourceVerdict
+from tsjt_pyg.training.run import TrainingRun
 
 TARGET = ["--target", "demo/riverton"]
 TINY = ["--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "2", "--validation-days", "0.25"]
@@ -179,7 +182,7 @@ def test_train_says_how_many_steps_it_took_and_why_where_no_source_is_left(tsjt,
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt, trained, tmp_path, monkeypatch):
-    train_step, steps = trainer.TrainingRun.train_step, []
+    train_step, steps = TrainingRun.train_step, []
 
     def interrupted(run):
         steps.append(run.step)
@@ -187,15 +190,57 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resuming_gives_the_same_bits(tsjt,
             raise KeyboardInterrupt
         train_step(run)
 
-    monkeypatch.setattr(trainer.TrainingRun, "train_step", interrupted)
+    monkeypatch.setattr(TrainingRun, "train_step", interrupted)
     assert "stopped" in tsjt(*TRAIN, tmp_path / "r", code=130)
     assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["step"] == 2
     monkeypatch.undo()
     assert "holds a run already" in tsjt(*TRAIN, tmp_path / "r", code=2)
     assert "error: resume:" in tsjt(*TRAIN, tmp_path / "r", "--resume", "--lr", "0.5", code=2)
     tsjt(*TRAIN, tmp_path / "r", "--resume")
+    assert metrics(tmp_path / "r") == metrics(trained)
     whole, resumed = (torch.load(path / "last.pt", weights_only=True)["model"] for path in (trained, tmp_path / "r"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def metrics(folder):
+    found = json.loads((folder / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if name != "seconds"}
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals come to the main thread")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_step_and_is_resumed_and_a_second_one_stops_at_once(
+    tsjt, trained, tmp_path, monkeypatch, number, status
+):
+    train_step, signals = TrainingRun.train_step, [number]
+
+    def signalled(run):
+        if run.step == 2:
+            for each in signals:
+                os.kill(os.getpid(), each)
+        train_step(run)
+
+    monkeypatch.setattr(TrainingRun, "train_step", signalled)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    text = tsjt(*TRAIN, tmp_path / "r", "--checkpoint-every", 99, code=status)
+    assert f"stopped at step 3 of 4; resume=True (--resume) continues from step 3, {tmp_path / 'r' / 'last.pt'}" in text
+    signals.append(number)
+    assert "stopped" in tsjt(*TRAIN, tmp_path / "s", "--checkpoint-every", 99, code=status)
+    assert not (tmp_path / "s").exists()
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    tsjt(*TRAIN, tmp_path / "r", "--resume")
+    assert metrics(tmp_path / "r") == metrics(trained)
+
+
+def test_a_damaged_best_checkpoint_is_taken_from_the_last_one(tsjt, trained, tmp_path, caplog):
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / "best.pt").write_bytes((trained / "best.pt").read_bytes()[:-1])
+    whole, rebuilt = SavedModel.load(trained), SavedModel.load(tmp_path)
+    assert f"what it held was taken from {tmp_path / 'last.pt'}" in caplog.text
+    states = whole.model.state_dict(), rebuilt.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert rebuilt.verdicts == whole.verdicts
 
 
 def test_train_offers_every_cell_and_writes_a_model_that_can_be_loaded(tsjt, tmp_path):
@@ -284,7 +329,7 @@ def test_a_damaged_checkpoint_or_a_missing_file_ends_in_one_error(tsjt, trained,
     assert "not a checkpoint, or a damaged one" in tsjt("forecast", "--checkpoint", tmp_path, *rest, code=2)
     assert "there is no file" in tsjt("forecast", "--checkpoint", tmp_path / "nowhere", *rest, code=2)
     assert "readings: there is no file" in tsjt("forecast", "--checkpoint", trained, *rest, code=2)
-    torch.save({"format": FORMAT, "model": {}}, tmp_path / "bare.pt")
+    save_checkpoint(tmp_path / "bare.pt", {"model": {}})
     assert "does not hold the model's settings" in tsjt("forecast", "--checkpoint", tmp_path / "bare.pt", *rest, code=2)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     assert "expected a checkpoint of format" in tsjt("forecast", "--checkpoint", tmp_path / "other.pt", *rest, code=2)

@@ -73,7 +73,19 @@ def test_the_same_seed_gives_the_same_parameters_and_another_seed_others(task):
     assert not same(states[0], states[2])
 
 
-@pytest.mark.parametrize("strategy", ["tsjt", "finetune", "pooled"])
+class Ema(Strategy):
+    def filter_options(self):
+        return {**super().filter_options(), "normal": "ema", "balance": 0.5, "scope": "tensor"}
+
+
+OTHERS = [
+    Ema("ema", skewed=True),
+    Strategy("pretrained, then filtered", pretrain_share=0.5, skewed=True),
+    Strategy("guarded, averaged", guard=True, average=True),
+]
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *OTHERS], ids=lambda given: getattr(given, "name", given))
 def test_a_resumed_run_ends_with_the_same_bits(task, strategy, tmp_path):
     visible, _, sources = task
     settings = {**SETTINGS, "lr": LR}
@@ -110,13 +122,15 @@ def test_a_resumed_run_ends_with_the_same_bits(task, strategy, tmp_path):
     assert (whole.log, whole.best_step, whole.stats) == (resumed.log, resumed.best_step, resumed.stats)
     assert whole.verdicts == resumed.verdicts
     assert same(whole.last_model, resumed.last_model)
+    if whole.conflict is not None:
+        pd.testing.assert_frame_equal(whole.conflict, resumed.conflict)
+        assert whole.conflict["step"].nunique() == SETTINGS["steps"]
     if strategy == "tsjt":
         assert [verdict.weight for verdict in whole.verdicts] == [0.5, 0.5]
         assert not same(whole.last_model, whole.model.state_dict())
-        pd.testing.assert_frame_equal(whole.conflict, resumed.conflict)
-        assert len(whole.conflict) == SETTINGS["steps"]
-    else:
-        assert whole.conflict is None
+    last = load_checkpoint(tmp_path, prefer="last.pt")
+    assert same(last["model"], whole.last_model)
+    assert same(last["best_model"], whole.model.state_dict())
 
 
 def test_resuming_another_run_says_what_differs(task, tmp_path):
@@ -124,7 +138,9 @@ def test_resuming_another_run_says_what_differs(task, tmp_path):
     fit(new_model(), visible, sources, "pooled", output=tmp_path, **SETTINGS)
     with pytest.raises(ValueError, match=r"another run: lr \(there 0\.003, here 0\.1\)\. Use"):
         fit(new_model(), visible, sources, "pooled", output=tmp_path, resume=True, lr=0.1, **SETTINGS)
-    with pytest.raises(ValueError, match="another run: target"):
+    with pytest.raises(ValueError, match=r"another run: sources, how many \(there 2, here 1\); sources\[1\].fing"):
+        fit(new_model(), visible, sources[:1], "pooled", output=tmp_path, resume=True, **SETTINGS)
+    with pytest.raises(ValueError, match=r"another run: target.fingerprint \(there '"):
         fit(new_model(), visible.between(1, 72), sources, "pooled", output=tmp_path, resume=True, **SETTINGS)
 
 
@@ -250,6 +266,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         ({"steps": 0}, "steps: expected at least 1, found 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"lr": 0.0}, "lr: expected a positive"),
+        ({"keep": 0}, "keep: expected at least 1, found 0"),
         ({"evaluations": 0}, "evaluations: expected at least 1"),
         ({"validation_days": 3}, "none is left to learn from; show more days"),
         ({"validation_days": math.nan}, "validation_days: expected a number of days, found nan"),

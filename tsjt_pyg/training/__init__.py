@@ -6,7 +6,7 @@ from .losses import masked_mae
 from .model_config import CELLS, ModelConfig
 from .saved_model import SavedModel
 from .strategies import STRATEGIES, Strategy
-from .trainer import FitResult, fit, training_split
+from .trainer import FitResult, TrainingStopped, fit, training_split
 
 __all__ = [
     "CELLS",
@@ -16,6 +16,7 @@ __all__ = [
     "SavedModel",
     "SourceVerdict",
     "Strategy",
+    "TrainingStopped",
     "fit",
     "forecast_windows",
     "masked_mae",

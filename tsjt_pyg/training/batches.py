@@ -12,6 +12,7 @@ from ..data.node_blocks import node_blocks
 from ..data.pairs import shuffled_index
 from .forecasting import forecast_scaled, takes_profile
 from .losses import masked_mae
+from .model_state import window_size
 
 
 class CityBatches:
@@ -88,7 +89,7 @@ class TrainingBatches:
         num_hops: int = 2,
     ) -> None:
         blocks = [node_blocks(city, nodes_per_batch, num_hops) for city in (training, *sources)]
-        size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
+        size = window_size(model)
         # Who never saw a profile in training cannot read one later: a single day has none for its own windows.
         learns_profile = takes_profile(model) and any(
             _has_profiles(city, *size, parts) for city, parts in zip((training, *sources), blocks, strict=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import NodeBlocks, Profile, StandardScaler, SupportProfile, WindowBatch, Windows
+from .model_state import unwrapped
 
 
 def forecast_scaled(
@@ -41,20 +42,12 @@ def takes_profile(model: torch.nn.Module) -> bool:
 
     A :class:`~tsjt_pyg.nn.Forecaster` ignores it unless ``profile=True``.
     """
-    return "profile" in _arguments(model) and getattr(_unwrapped(model), "profile", True) is not False
+    return "profile" in _arguments(model) and getattr(unwrapped(model), "profile", True) is not False
 
 
 def _arguments(model: torch.nn.Module) -> Mapping[str, inspect.Parameter]:
     """Of a model's ``forward``."""
-    return inspect.signature(_unwrapped(model).forward).parameters
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside a wrapper or a compiled model."""
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel | torch.nn.DataParallel):
-        return _unwrapped(model.module)
-    compiled = getattr(model, "_orig_mod", None)
-    return model if compiled is None else _unwrapped(compiled)
+    return inspect.signature(unwrapped(model).forward).parameters
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from ..data.node_blocks import node_blocks
 from ..data.rows import column_blocks
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
+from .model_state import unwrapped, window_size
 
 WINDOWS = 64
 """Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
@@ -125,7 +126,7 @@ def judge_sources(
         nodes_per_batch: A city of more nodes is seen in blocks of at most so many; ``None``: every city as a whole.
         num_hops: Width of the blocks' halo.
     """
-    size = int(model.history), int(model.horizon)  # type: ignore[arg-type]
+    size = window_size(model)
     count = visible.num_steps - sum(size) + 1
     windows = visible.windows(*size, stride=max(1, count // WINDOWS))
     std = StandardScaler().fit(visible.readings, visible.mask).std
@@ -136,7 +137,7 @@ def judge_sources(
     errors, persistences = [], []
     for source in sources:
         persistences.append(float((_persistence(source, size[1]) / persistence.clamp(min=1e-3))[counts].min()))
-        trained = copy.deepcopy(model)
+        trained = copy.deepcopy(unwrapped(model))
         mean = AveragedModel(trained)
         batches = TrainingBatches(
             trained,

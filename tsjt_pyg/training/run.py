@@ -13,6 +13,7 @@ from ..data import Windows
 from ..optim import SkewHistory, TargetSkewedOptimizer
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
+from .model_state import load_model_state, model_state
 from .strategies import StepPlan, Strategy
 
 AVERAGE_RATE = 0.02
@@ -93,7 +94,7 @@ class TrainingRun:
         self.step += 1
         # The first steps are forgotten sooner, so that the initial parameters do not linger.
         rate = max(AVERAGE_RATE, 1 - self.step / (self.step + 9))
-        now = self.model.state_dict()
+        now = model_state(self.model)
         for name, value in self.average.items():
             if value.is_floating_point():
                 value.lerp_(now[name], rate)
@@ -112,10 +113,10 @@ class TrainingRun:
         """Forecasts the validation day and remembers the model if it is the best so far, or the average as it is."""
         if self.average:
             trained = self._copy()
-            self.model.load_state_dict(self.average)
+            load_model_state(self.model, self.average)
         loss = self._validation_loss()
         if self.average:
-            self.model.load_state_dict(trained)
+            load_model_state(self.model, trained)
         means = {name: torch.stack(v).mean().item() if v else None for name, v in self._losses.items()}
         self._losses = {name: [] for name in self._losses}
         if not math.isfinite(loss) or any(m is not None and not math.isfinite(m) for m in means.values()):
@@ -143,11 +144,13 @@ class TrainingRun:
         return total / count
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {name: value.detach().clone() for name, value in model_state(self.model).items()}
 
     def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, as plain values and tensors; subclasses may add to it."""
+        device = next(self.model.parameters()).device
         return {
-            "model": self.model.state_dict(),
+            "model": model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "conflict": {} if self.conflict is None else self.conflict.state_dict(),
             "step": self.step,
@@ -158,10 +161,12 @@ class TrainingRun:
             "log": self.log,
             "losses": self._losses,
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        """Goes on from what :meth:`state` gave."""
+        load_model_state(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.conflict is not None:
             self.conflict.load_state_dict(state["conflict"])
@@ -171,3 +176,5 @@ class TrainingRun:
         self.best_model, self.best_step, self.best_loss = state["best_model"], state["best_step"], state["best_loss"]
         self.average = {name: value.to(device) for name, value in state["average"].items()}
         torch.set_rng_state(state["rng"])
+        if device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], device)

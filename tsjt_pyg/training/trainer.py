@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -19,18 +18,9 @@ from ..data import City, NodeBlocks, StandardScaler, SupportProfile
 from ..data.pairs import check_comparable
 from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
-from .checkpoint import (
-    BEST,
-    CONFIG,
-    LAST,
-    check_same_run,
-    describe_city,
-    load_checkpoint,
-    save_checkpoint,
-    save_json,
-)
 from .guard import SourceVerdict, guard_steps, judge_sources
-from .run import TrainingRun
+from .model_state import load_model_state, model_state, window_size
+from .run_folder import RunFolder
 from .strategies import Strategy, get_strategy
 
 logger = logging.getLogger(__name__)
@@ -43,6 +33,10 @@ VALIDATION_WINDOWS = 48
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished steps and of all steps."""
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """:func:`fit` was asked to stop, and did after a whole step and its checkpoint; the message says how to go on."""
 
 
 @dataclass
@@ -125,9 +119,11 @@ def fit(
     num_hops: int = 2,
     output: str | Path | None = None,
     checkpoint_every: int = 100,
+    keep: int = 2,
     resume: bool = False,
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> FitResult:
     """Trains ``model`` to forecast ``target`` with the help of ``sources``.
 
@@ -156,17 +152,24 @@ def fit(
         output: Folder for ``last.pt``, ``best.pt`` and ``config.json``; created where absent. Default: nothing is
             written.
         checkpoint_every: Steps from one ``last.pt`` to the next.
-        resume: Continue from ``output``'s ``last.pt`` where there is one.
+        keep: How many of them are kept: ``last.pt`` and, before it, ``last-1.pt``, ``last-2.pt``, …
+        resume: Continue from ``output``'s newest good checkpoint where there is one; a warning names damaged ones.
         config: What ``output`` should hold beside the arguments of this function, as plain numbers and strings.
         progress: Called after every step.
+        stop: Asked after every step whether to stop there, for example because a signal came; then the step's
+            checkpoint is written first.
 
     Raises:
-        ValueError: If cities do not fit each other or the model, or the visible days are too few.
+        ValueError: If cities do not fit each other or the model, the visible days are too few, or what should be
+            resumed is damaged or another run; the error says what differs.
         FloatingPointError: If the loss is no longer finite.
+        OSError: If a checkpoint cannot be written; those before it stay good.
+        TrainingStopped: If ``stop`` said so.
     """
     started = time.perf_counter()
     strategy = get_strategy(strategy)
-    for argument, value in (("steps", steps), ("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
+    counts = {"steps": steps, "batch_size": batch_size, "checkpoint_every": checkpoint_every, "keep": keep}
+    for argument, value in counts.items():
         if value < 1:
             raise ValueError(f"{argument}: expected at least 1, found {value}")
     if not lr > 0:
@@ -176,7 +179,7 @@ def fit(
     size: dict[str, Any] = {"nodes_per_batch": nodes_per_batch, "num_hops": num_hops}
     check_blocks(model, **size)
     check_sources(target, sources, strategy)
-    history, horizon = int(model.history), int(model.horizon)  # type: ignore[arg-type]
+    history, horizon = window_size(model)
     training, validation = training_split(target, validation_days, history)
     settings = {
         **(config or {}),
@@ -193,8 +196,8 @@ def fit(
         "target": {"name": target.name, "fingerprint": target.fingerprint()},
         "sources": [{"name": city.name, "fingerprint": city.fingerprint()} for city in sources],
     }
-    folder = None if output is None else _Folder(Path(output), settings, target, resume)
-    saved = folder.load() if folder is not None and resume and (folder.path / LAST).is_file() else None
+    folder = None if output is None else RunFolder(Path(output), settings, target, resume, keep)
+    saved = folder.load(model) if folder is not None and folder.resumes else None
     every = max(1, steps // evaluations)
     steps *= strategy.step_factor
     optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
@@ -240,21 +243,25 @@ def fit(
             run.train_step()
             if run.step % every == 0 or run.step in (pretrain, steps):
                 run.evaluate()
-            if folder is not None and run.step % checkpoint_every == 0 and run.step < steps:
+            stopping = stop is not None and run.step < steps and stop()
+            if folder is not None and (stopping or run.step % checkpoint_every == 0) and run.step < steps:
                 folder.save(run, verdicts)
             if progress is not None:
                 progress(run.step, steps)
+            if stopping:
+                way_on = "nothing was written" if folder is None else folder.way_on()
+                raise TrainingStopped(f"stopped at step {run.step} of {steps}; {way_on}")
+    except TrainingStopped:
+        raise
     except KeyboardInterrupt:
         # Not saved here: the interrupt may have come between two halves of a step.
-        if folder is not None and folder.saved:
-            logger.warning(
-                "stopped at step %d of %d; resume=True continues from %s", run.step, steps, folder.path / LAST
-            )
+        if folder is not None:
+            logger.warning("stopped at step %d of %d; %s", run.step, steps, folder.way_on())
         raise
     if folder is not None:
         folder.save(run, verdicts)
-    last_model = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(run.best_model)
+    last_model = {name: value.detach().clone() for name, value in model_state(model).items()}
+    load_model_state(model, run.best_model)
     return FitResult(
         model,
         batches.target.scaler,
@@ -293,45 +300,3 @@ def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> 
         raise ValueError(f"sources: strategy {strategy.name!r} learns from source cities, found none")
     for city in sources:
         check_comparable(city, target, "sources")
-
-
-class _Folder:
-    """A run's folder."""
-
-    def __init__(self, path: Path, settings: dict[str, Any], target: City, resume: bool) -> None:
-        self.path, self.settings, self.city = path, settings, describe_city(target)
-        # Copies: of a view, torch would save the memory behind it, which holds the days after the visible ones, too.
-        readings, mask = target.readings.clone(), target.mask.clone()
-        self.support = {"readings": readings, "mask": mask, "start": str(target.start)}
-        self.saved = False
-        try:
-            json.dumps(settings, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"config: expected plain numbers and strings that JSON can hold ({error})") from error
-        if (path / LAST).is_file() and not resume:
-            raise ValueError(
-                f"output: {path} holds a run already; resume=True (--resume) continues it, another folder keeps both"
-            )
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output: {path} is a file, expected a folder")
-
-    def save(self, run: TrainingRun, verdicts: Sequence[SourceVerdict]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        about = {
-            "config": self.settings,
-            "city": self.city,
-            "support": {} if run.batches.target.support is None else self.support,
-            "scaler": run.batches.target.scaler.state_dict(),
-            "verdicts": [asdict(verdict) for verdict in verdicts],
-        }
-        save_json(self.path / CONFIG, self.settings)
-        save_checkpoint(self.path / LAST, {**run.state(), **about})
-        best = {"model": run.best_model, "step": run.best_step, "validation_loss": run.best_loss}
-        save_checkpoint(self.path / BEST, {**best, **about})
-        self.saved = True
-
-    def load(self) -> dict[str, Any]:
-        content = load_checkpoint(self.path, prefer=LAST)
-        check_same_run(content["config"], self.settings, self.path / LAST)
-        self.saved = True
-        return content

@@ -1,0 +1,87 @@
+"""A training that is killed at any moment goes on from its checkpoint and ends as if nothing had happened."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from tsjt_pyg.training.checkpoint import LAST, load_checkpoint
+
+TRAIN = [
+    "train", "--target", "demo/riverton", "--sources", "demo/ringwood", "--strategy", "tsjt", "--cell", "GRU",
+    "--hidden", "8", "--batch-size", "4", "--visible-days", "2", "--validation-days", "0.25", "--checkpoint-every", "1",
+    "--resume", "--output",
+]  # fmt: skip
+
+
+def wait_for(file):
+    while not file.is_file():
+        time.sleep(0.002)
+
+
+def train(start_tsjt, folder, steps):
+    """An uninterrupted training, and the seconds to its first checkpoint and to its end."""
+    started = time.monotonic()
+    command = start_tsjt(*TRAIN, folder, "--steps", steps)
+    wait_for(folder / LAST)
+    first = time.monotonic() - started
+    assert command.wait() == 0, command.printed()
+    return first, time.monotonic() - started
+
+
+def test_a_killed_training_ends_with_the_same_bits(start_tsjt, outcome, tmp_path):
+    train(start_tsjt, tmp_path / "whole", 12)
+    folder = tmp_path / "run"
+    for step in (2, 6):
+        command = start_tsjt(*TRAIN, folder, "--steps", 12)
+        while not (folder / LAST).is_file() or load_checkpoint(folder / LAST)["step"] < step:
+            time.sleep(0.005)
+        assert command.kill(signal.SIGKILL) == -signal.SIGKILL
+    command = start_tsjt(*TRAIN, folder, "--steps", 12)
+    assert command.wait() == 0, command.printed()
+    assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_sigterm_ends_a_training_like_ctrl_c_does(start_tsjt, tmp_path):
+    command = start_tsjt(*TRAIN, tmp_path, "--steps", 10_000)
+    wait_for(tmp_path / LAST)
+    assert command.kill(signal.SIGTERM) == 128 + signal.SIGTERM
+    step = load_checkpoint(tmp_path / LAST)["step"]
+    assert f"stopped at step {step} of 10000; resume=True (--resume) continues from step {step}," in command.printed()
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_change_nothing(start_tsjt, outcome, tmp_path):
+    steps, rng = 200, random.Random(7)
+    first, seconds = train(start_tsjt, tmp_path / "whole", steps)
+    expected = outcome(tmp_path / "whole")
+    longest = first + (seconds - first) / 10
+    where, runs, reached = {"before the first checkpoint": 0, "as a file was written": 0, "else": 0}, 1, 0
+    while True:
+        folder = tmp_path / f"run{runs}"
+        command = start_tsjt(*TRAIN, folder, "--steps", steps)
+        if sum(where.values()) < 30:
+            time.sleep(rng.uniform(0, longest))
+            status = command.kill(signal.SIGKILL)
+        else:
+            status = command.wait()
+        if status == 0:
+            assert outcome(folder) == expected
+            assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+            if sum(where.values()) == 30:
+                break
+            runs, reached = runs + 1, 0
+            continue
+        assert status == -signal.SIGKILL, command.printed()
+        if not (folder / LAST).is_file():
+            assert not reached
+            where["before the first checkpoint"] += 1
+            continue
+        step = load_checkpoint(folder / LAST)["step"]  # the newest itself is good
+        assert step >= reached
+        reached = step
+        where["as a file was written" if any(p.name.startswith(".") for p in folder.iterdir()) else "else"] += 1
+    # What docs/long_runs.md says; `pytest -s` shows it.
+    print(f"{where} in {runs} run(s) of {seconds:.1f} s, the first checkpoint after {first:.1f} s")  # noqa: T201
+    assert where["else"] + where["as a file was written"] >= 5

@@ -1,0 +1,134 @@
+"""A run's folder: what is written to it, and what a run that continues finds there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import City
+from ..data.atomic import remove_leftovers
+from .checkpoint import (
+    BEST,
+    CONFIG,
+    LAST,
+    best_of,
+    check_same_run,
+    describe_city,
+    kept_checkpoints,
+    load_newest,
+    refuse_other_run,
+    save_checkpoint,
+    save_json,
+)
+from .guard import SourceVerdict
+from .model_state import differences, model_state
+from .run import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: The folder; it need not exist.
+        settings: Of the run.
+        target: Its visible days.
+        resume: Whether the run that is there is continued.
+        keep: How many checkpoints of the last steps to keep.
+
+    Raises:
+        ValueError: If the settings are not plain, ``path`` is a file, or holds a run that is not to be continued.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], target: City, resume: bool, keep: int) -> None:
+        self.path, self.settings, self.keep = path, settings, keep
+        # Copies: of a view, torch would save the memory behind it, which holds the days after the visible ones, too.
+        readings, mask = target.readings.clone(), target.mask.clone()
+        self.support = {"readings": readings, "mask": mask, "start": str(target.start)}
+        self.about = {"config": settings, "versions": _versions(), "city": describe_city(target)}
+        self.saved_step: int | None = None
+        self._last_is_good = True
+        try:
+            json.dumps(settings, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config: expected plain numbers and strings that JSON can hold ({error})") from error
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output: {path} is a file, expected a folder")
+        self.resumes = bool(kept_checkpoints(path))
+        if self.resumes and not resume:
+            raise ValueError(
+                f"output: {path} holds a run already; resume=True (--resume) continues it, another folder keeps both"
+            )
+
+    def load(self, model: torch.nn.Module) -> dict[str, Any]:
+        """The state of the run that is continued, from its newest good checkpoint.
+
+        Raises:
+            ValueError: If no checkpoint is good, or it is of another run or another model; the error says what differs.
+        """
+        content, file = load_newest(self.path)
+        check_same_run(content["config"], self.settings, file)
+        if "optimizer" not in content:
+            raise ValueError(f"resume: {file} holds a model alone, as best.pt does, so no training can be continued")
+        refuse_other_run(differences(content["model"], model_state(model)), file)
+        if content["versions"] != _versions():
+            logger.warning(
+                "resume: %s is of %s, here is %s: the run goes on, but not with the same bits",
+                file,
+                _text(content["versions"]),
+                _text(_versions()),
+            )
+        self.saved_step = content["step"]
+        self._last_is_good = file.name == LAST
+        return content
+
+    def save(self, run: TrainingRun, verdicts: Sequence[SourceVerdict]) -> None:
+        """Writes the run as it is after a step.
+
+        Raises:
+            OSError: If it cannot be written; the error names the file and the way to go on.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path)
+            content = {
+                **run.state(),
+                **self.about,
+                "support": {} if run.batches.target.support is None else self.support,
+                "scaler": run.batches.target.scaler.state_dict(),
+                "verdicts": [asdict(verdict) for verdict in verdicts],
+            }
+            save_json(self.path / CONFIG, self.settings)
+            if self.saved_step != run.step or not self._last_is_good:
+                # A damaged last.pt is written over; in the place of an older one it would push out a good one.
+                keep = self.keep if self._last_is_good else None
+                save_checkpoint(self.path / LAST, content, keep)
+                self.saved_step, self._last_is_good = run.step, True
+            save_checkpoint(self.path / BEST, best_of(content))
+        except OSError as error:
+            stopped = OSError(f"stopped at step {run.step} of {run.steps}: {error}; {self.way_on()}")
+            stopped.errno = error.errno
+            raise stopped from error
+
+    def way_on(self) -> str:
+        """How a run that stopped goes on."""
+        if self.saved_step is None:
+            return "there is no checkpoint yet"
+        return f"resume=True (--resume) continues from step {self.saved_step}, {self.path / LAST}"
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the bits of a run."""
+    return {name: version(name) for name in ("tsjt-pyg", "torch")}
+
+
+def _text(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
