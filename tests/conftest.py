@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from torch import distributed
+from two_processes import TwoProcesses
 
 from tsjt_pyg.data import City
 from tsjt_pyg.datasets import load_city
@@ -85,3 +87,12 @@ def commuters() -> Callable[..., City]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this torch was built without torch.distributed or without gloo")
+    processes = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
+    yield processes
+    processes.stop()

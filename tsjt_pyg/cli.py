@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +27,11 @@ from .evaluation import compare as compare_strategies
 from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
+from .evaluation.sweep import dask_cluster
 from .stop_signals import StopSignals
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
 from .training.checkpoint import METRICS, save_json
+from .training.distributed import PARALLEL, PRECISIONS, launched_rank, processes_for
 from .training.strategies import get_strategies
 
 app = typer.Typer(
@@ -83,7 +85,8 @@ def main(
 ) -> None:
     """What every command shares."""
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
+        # What all processes of a training find, one of them says.
+        level=logging.ERROR if launched_rank() else logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
@@ -100,7 +103,8 @@ def _clear_errors() -> Iterator[StopSignals]:
         with stop:
             yield stop
     except _EXPECTED as error:
-        errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        who = f"rank {launched_rank()}: " if launched_rank() else ""
+        errors.print(f"{who}[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as interrupt:
         errors.print(_plain(str(interrupt)) or "stopped", highlight=False, soft_wrap=True)
@@ -116,7 +120,8 @@ def _plain(text: str) -> str:
 def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the terminal's error stream; silent where there is none."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
+    hidden = launched_rank() > 0 or not errors.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=hidden) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -252,20 +257,28 @@ def train(
     ] = False,
     threads: Threads = 1,
     device: Device = "cpu",
+    parallel: Annotated[
+        str,
+        typer.Option(help=f"How the processes of torchrun or srun train together: {', '.join(PARALLEL)}."),
+    ] = "ddp",
+    precision: Annotated[str, typer.Option(help=f"Of the forward passes in training: {', '.join(PRECISIONS)}.")] = "32",
 ) -> None:
     """Train one strategy and keep its checkpoint.
 
     Ctrl-C and SIGTERM stop it after the step it is at, with a checkpoint; a second one at once. --resume goes on, and
     ends with the bits of a run that was never stopped (on the CPU).
+
+    Started by torchrun or srun, all processes train it together: torchrun --nproc-per-node=2 -m tsjt_pyg train …
     """
-    with _clear_errors() as stop:
+    with _clear_errors() as stop, processes_for(parallel, precision, device) as processes:
+        where = processes.device or _device(device)
         task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
         test.windows(history, horizon)
         config = _config(cell, hidden, prompts, profile, history, horizon)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        model = config.build().to(_device(device))
+        model = config.build().to(where)
         with _bar(f"{strategy} on {target}") as progress:
             result = fit(
                 model,
@@ -285,7 +298,10 @@ def train(
                 config={"model": config.as_dict(), "channel": task.target.channels[0], "visible_days": visible_days},
                 progress=progress,
                 stop=stop,
+                processes=processes,
             )
+        if processes.rank > 0:
+            return
         found = measure(model, test, result.scaler, history, horizon, result.support, result.blocks)
         naive = measure_naive(fit_last_value(visible), test, history, horizon)
         metrics: dict[str, Any] = {
@@ -338,16 +354,19 @@ def compare(
     horizon: Horizon = 12,
     nodes_per_batch: NodesPerBatch = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at the same time. Default: one a core.", min=1)] = None,
+    dask: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster that does the runs.")] = None,
     threads: Threads = 1,
     device: Device = "cpu",
-    output: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV and picture.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for JSON, CSV, picture, and the finished runs, which are not run again.")
+    ] = None,
 ) -> None:
-    """Compare strategies on a target city, beside naive forecasts."""
+    """Compare strategies on a target city, beside naive forecasts; status 1 if some run failed."""
     with _clear_errors():
         task = _load_task(target, sources, root, channel, _names(strategies) or [])
-        kind = _device(device).type
+        kind = _device(device).type if dask is None else device
         output = output or Path("runs") / f"compare-{target.replace('/', '-')}"
-        with _bar(f"comparing on {target}") as progress:
+        with nullcontext() if dask is None else dask_cluster(dask), _bar(f"comparing on {target}") as progress:
             result = compare_strategies(
                 task.target,
                 task.sources,
@@ -369,6 +388,14 @@ def compare(
             )
         result.show()
         out.print(f"Written to {output}: comparison.json, comparison.csv, comparison.png", soft_wrap=True)
+        if result.failures:
+            errors.print(
+                f"{len(result.failures)} of {len(result.failures) + sum(r.seed is not None for r in result.records)} "
+                f"runs failed; the same command runs these again, and only these",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -342,7 +342,34 @@ def test_compare_prints_and_writes_the_table(tsjt, tmp_path):
     )  # fmt: skip
     for name in ("last value", "historical average", "linear per node", "target_only", "tsjt"):
         assert name in text
-    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".json", ".csv", ".png"}
+    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".json", ".csv", ".png", ".jsonl"}
+
+
+def test_compare_ends_with_status_1_where_a_run_failed_and_tries_it_again(tsjt, tmp_path, monkeypatch):
+    train_step = trainer.TrainingRun.train_step
+
+    def breaks(run):
+        if run.strategy.name == "pooled":
+            raise FloatingPointError("the loss is not finite after step 0")
+        train_step(run)
+
+    monkeypatch.setattr(trainer.TrainingRun, "train_step", breaks)
+    compare = [
+        "compare", *TARGET, "--sources", "demo/ringwood", *TINY, "--strategies", "target_only,pooled", "--seeds", 1,
+        "--steps", 1, "--jobs", 1, "--output", tmp_path,
+    ]  # fmt: skip
+    text = tsjt(*compare, code=1)
+    assert "failed: pooled, seed 0: FloatingPointError: the loss is not finite after step 0" in text
+    assert "1 of 2 runs failed; the same command runs these again, and only these" in text
+    monkeypatch.undo()
+    assert "failed" not in tsjt(*compare)
+
+
+def test_compare_without_the_cluster_it_should_use_ends_in_one_error(tsjt, tmp_path):
+    pytest.importorskip("distributed")
+    text = tsjt("compare", *TARGET, *TINY, "--dask", "tcp://127.0.0.1:1", "--output", tmp_path / "c", code=2)
+    assert "error: dask: no scheduler answers at 'tcp://127.0.0.1:1'" in text
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ BENCHMARKS = ROOT / "benchmarks"
 #: What may be missing, by what a block imports: the package that has to be there.
 OPTIONAL = {
     "accelerate": "accelerate",
+    "dask": "distributed",
     "lightning": "lightning",
     "osmnx": "osmnx",
     "schedulefree": "schedulefree",

@@ -19,6 +19,7 @@ from tsjt_pyg.training.guard import SourceVerdict
 CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=4)
 SETTINGS = {"model": CONFIG, "steps": 10, "batch_size": 8, "lr": 1e-2, "seeds": 2, "verbose": False}
 NAIVE = ["last value", "historical average", "linear per node"]
+FILES = {"comparison.json", "comparison.csv", "comparison.png"}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_it_writes_json_csv_and_picture_and_prints_the_table(task, tmp_path, cap
     settings = {**SETTINGS, "verbose": True}
     found = compare(*task, strategies=["target_only", "pooled"], output=tmp_path / "a" / "b", **settings)
     folder = tmp_path / "a" / "b"
-    assert {path.name for path in folder.iterdir()} == {"comparison.json", "comparison.csv", "comparison.png"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "runs.jsonl"}
     content = json.loads((folder / "comparison.json").read_text())
     assert content["protocol"]["target"] == "target"
     assert content["protocol"]["seeds"] == [0, 1]

@@ -1,9 +1,6 @@
-from collections.abc import Iterator
-
 import pytest
 from optimizer_options import OPTIONS, Option, small_model
-from torch import distributed, nn
-from two_processes import TwoProcesses
+from torch import nn
 
 
 @pytest.fixture(params=OPTIONS, ids=lambda option: option.name)
@@ -21,12 +18,3 @@ def model() -> nn.Sequential:
 def twin() -> nn.Sequential:
     """A second model equal to ``model``."""
     return small_model()
-
-
-@pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
-    if not (distributed.is_available() and distributed.is_gloo_available()):
-        pytest.skip("this torch was built without torch.distributed or without gloo")
-    processes = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
-    yield processes
-    processes.stop()

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from distributed_runs import CITY, GAMMAS, STEPS, CityModel, Outcome, loss_of, outcome
 from torch.optim import SGD
 from torch.utils.data import DataLoader
-from two_processes import WORLD_SIZE
+from two_processes import WORLD_SIZE, launched
 
 from tsjt_pyg.optim import TargetSkewedOptimizer
-
-
-@contextmanager
-def launched(rank: int | None) -> Iterator[None]:
-    """As if torchrun had started this process; the process group is there already."""
-    if rank is None:
-        yield
-        return
-    variables = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(WORLD_SIZE),
-        "LOCAL_WORLD_SIZE": str(WORLD_SIZE),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-        "TORCHELASTIC_RUN_ID": "tests",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    with mock.patch.dict(os.environ, variables):
-        yield
 
 
 def optimizer_for(model: torch.nn.Module) -> TargetSkewedOptimizer:

@@ -80,6 +80,7 @@ class SupportProfile:
         most: int | None = None,
         generator: torch.Generator | None = None,
         nodes: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> Profile:
         """Profiles of the windows of the given numbers, at their history and their horizon.
 
@@ -89,6 +90,8 @@ class SupportProfile:
             most: Draw 1 to ``most`` support days at random for every window; default: all of them.
             generator: Source of randomness.
             nodes: int64 ``[n]``, positions of the nodes whose profiles are wanted; default: all. Others are not read.
+            rows: Which of the windows' profiles are wanted; days are drawn for all of them nevertheless, so that a part
+                of a batch sees what it would see in the whole.
 
         Raises:
             ValueError: If the windows are of a city with other nodes, channels, interval or times of day, or ``most``
@@ -96,18 +99,18 @@ class SupportProfile:
         """
         self._check(windows.city, most)
         step, day = self._time(windows, index)
-        days = self._days(day, most, generator)
+        step, day, days = step[rows], day[rows], self._days(day, most, generator)[rows]
         same = _weekend(days + self._first_day)[:, :, None] == _weekend(day + self._first_day)[:, None, :]
         row = days[:, :, None] * self._per_day + step[:, None, :] - self._late
         there = (days >= 0)[:, :, None] & (row >= 0) & (row < self.support.num_steps)
         same_type = (same & there).any(dim=1)
         used = there & (same | ~same_type[:, None])
-        rows = row.clamp(0, self.support.num_steps - 1).to(self.support.readings.device)
-        nodes = None if nodes is None else nodes.to(rows.device)
-        observed = take(self.support.mask, rows, nodes) & used[..., None, None].to(rows.device)
+        row = row.clamp(0, self.support.num_steps - 1).to(self.support.readings.device)
+        nodes = None if nodes is None else nodes.to(row.device)
+        observed = take(self.support.mask, row, nodes) & used[..., None, None].to(row.device)
         count = observed.sum(dim=1)
-        total = take(self.support.readings, rows, nodes).masked_fill(~observed, 0.0).sum(dim=1)
-        return Profile(total / count.clamp(min=1), count > 0, same_type.to(rows.device))
+        total = take(self.support.readings, row, nodes).masked_fill(~observed, 0.0).sum(dim=1)
+        return Profile(total / count.clamp(min=1), count > 0, same_type.to(row.device))
 
     def _time(self, windows: Windows, index: Tensor) -> tuple[Tensor, Tensor]:
         """Step of the day, and day (0 = the first of the support), of every step of every window ``[B, T]``."""

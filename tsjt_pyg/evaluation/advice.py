@@ -37,9 +37,10 @@ def advise(comparison: Comparison) -> Advice | None:
     if the 95 % interval of the gain is above 0, and if no naive forecast is better.
 
     Returns:
-        ``None`` where a strategy with sources or one without was not run.
+        ``None`` where a strategy with sources or one without was not run, or has no result.
     """
-    strategies = {strategy["name"]: strategy for strategy in comparison.protocol["strategies"]}
+    found = comparison.names
+    strategies = {s["name"]: s for s in comparison.protocol["strategies"] if s["name"] in found}
     with_sources = [name for name, s in strategies.items() if s["source_weight"] > 0 or s["pretrain_share"] > 0]
     alone = [name for name in strategies if name not in with_sources]
     if not alone or not with_sources:
@@ -47,7 +48,8 @@ def advise(comparison: Comparison) -> Advice | None:
     reference = min(alone, key=lambda name: _validation(comparison, name))
     name = _DEFAULT if _DEFAULT in with_sources else min(with_sources, key=lambda n: _validation(comparison, n))
     gain = comparison.gain(name, over=reference)
-    assert gain is not None
+    if gain is None:  # no seed has a result of both
+        return None
     target = comparison.protocol["target"]
     weights = _contributions(comparison, name)
     measured = f"{_as_change(gain)} MAE against training on {target} alone ({reference})"

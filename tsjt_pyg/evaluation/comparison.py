@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from ..training.strategies import get_strategies
 from ..training.trainer import check_sources
 from .metrics import Errors, HorizonErrors
 from .naive import NAIVE_FITS, NaiveForecast
-from .table import Comparison, RunRecord
+from .sweep import KEPT, KeptRuns, attempt, dask_client, run_all, run_key
+from .table import Comparison, RunFailure, RunRecord
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STRATEGIES = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
 
@@ -63,6 +66,12 @@ def compare(
     the same network, the same initial parameters for a seed, and the same number of optimizer steps. Errors are in
     original units, over observed readings.
 
+    The runs are independent. One that raises an exception, or whose process is killed, is named in the table and in
+    :attr:`Comparison.failures`, and the others go on. Finished ones are kept in ``output``, and not run again when the
+    comparison is: neither after a crash, nor with more seeds or strategies. What a run's result depends on (settings,
+    cities, versions, this package's code) tells it from others; of a model of your own that is its ``repr`` and its
+    initial parameters, so after a change of its code use another folder.
+
     Args:
         target: The whole target city; all its channels are forecast.
         sources: The source cities, with the same channels and interval; their whole series is used.
@@ -78,28 +87,31 @@ def compare(
         nodes_per_batch: Cities of more nodes are learned from and forecast in blocks; see
             :func:`~tsjt_pyg.training.fit`. Default: every batch holds a whole city.
         naive: Which naive forecasts are measured too.
-        jobs: Runs at the same time, in processes of their own.
+        jobs: Runs at the same time, in processes of their own; -1: one a core. Within
+            ``joblib.parallel_config("dask")`` the workers of the cluster get the runs instead.
         threads: Threads of each run. The result depends on it in the last digits, not on ``jobs``; on the CPU the same
             seeds give the same table.
         device: Where models are trained.
-        output: Folder for ``comparison.json``, ``comparison.csv`` and ``comparison.png``.
+        output: Folder for ``comparison.json``, ``comparison.csv``, ``comparison.png`` and the finished runs,
+            ``runs.jsonl``.
         verbose: Print the table and what it advises.
         progress: Called with finished and all optimizer steps.
 
     Raises:
-        ValueError: If cities, days or settings do not fit; nothing is written then.
+        ValueError: If cities, days or settings do not fit, or every run failed; nothing is written then.
     """
     started = time.perf_counter()
     chosen = get_strategies(strategies)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not seed_list or len(set(seed_list)) < len(seed_list):
         raise ValueError(f"seeds: expected at least one, each once, found {seeds}")
-    if jobs < 1 or threads < 1:
-        raise ValueError(f"jobs and threads: expected at least 1, found {jobs} and {threads}")
+    if (jobs < 1 and jobs != -1) or threads < 1:
+        raise ValueError(f"jobs and threads: expected at least 1 (jobs=-1: one a core), found {jobs} and {threads}")
     if model is None:
         model = ModelConfig(channels=target.num_channels)
     build = model.build if isinstance(model, ModelConfig) else model
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         probe = build()
     history, horizon = int(probe.history), int(probe.horizon)  # type: ignore[arg-type]
     target = target.to("cpu")  # the naive forecasts run there; models get their batches where they are
@@ -119,39 +131,30 @@ def compare(
         _check_folder(Path(output))
     test.windows(history, horizon)  # too short a test period is found out now, not after the training
 
-    run = partial(
-        _train_and_measure,
-        visible=visible,
-        test=test,
-        sources=tuple(sources),
-        build=build,
-        size=(history, horizon),
-        settings={
+    shared = _Shared(
+        visible,
+        test,
+        tuple(sources),
+        build,
+        (history, horizon),
+        {
             "steps": steps,
             "batch_size": batch_size,
             "lr": lr,
             "validation_days": validation_days,
             "nodes_per_batch": nodes_per_batch,
         },
-        threads=threads,
-        device=device,
+        threads,
+        device,
     )
     records = _naive_records(naive, visible, test, history, horizon, validation_days)
     tasks = [(strategy, seed) for strategy in chosen for seed in seed_list]
-    total = len(tasks) * steps
-    if jobs == 1:
-        for done, (strategy, seed) in enumerate(tasks):
-            report = None if progress is None else partial(_report, progress, done * steps, steps, total)
-            records.append(run(strategy, seed, progress=report))
-    else:
-        with warnings.catch_warnings():
-            # A worker that has grown is replaced by a new one; nothing is lost, so nobody needs to hear of it.
-            warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
-            parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
-            for done, record in enumerate(parallel(joblib.delayed(run)(*task) for task in tasks), start=1):
-                records.append(record)
-                if progress is not None:
-                    progress(done * steps, total)
+    keys = _keys(shared, tasks, model if isinstance(model, ModelConfig) else probe)
+    outcomes = _run(shared, tasks, keys, jobs, KeptRuns(None if output is None else Path(output) / KEPT), progress)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, RunFailure)]
+    if len(failures) == len(outcomes):
+        raise ValueError(f"every run failed; {failures[0]}")
+    records += [outcome for outcome in outcomes if isinstance(outcome, RunRecord)]
     comparison = Comparison(
         records=records,
         minutes=[target.interval.total_seconds() / 60 * (step + 1) for step in range(horizon)],
@@ -178,6 +181,7 @@ def compare(
             "versions": _versions(),
         },
         seconds=time.perf_counter() - started,
+        failures=failures,
     )
     if output is not None:
         comparison.save(output)
@@ -213,6 +217,86 @@ def _check_folder(path: Path) -> None:
         raise ValueError(f"output: {path} cannot be written: {existing} is not a folder that may be written to")
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all runs of a comparison share."""
+
+    visible: City
+    test: City
+    sources: tuple[City, ...]
+    build: Callable[[], torch.nn.Module]
+    size: tuple[int, int]
+    settings: dict[str, Any]
+    threads: int
+    device: str
+
+
+def _keys(shared: _Shared, tasks: Sequence[tuple[Strategy, int]], model: ModelConfig | torch.nn.Module) -> list[str]:
+    """What tells the result of each run from others, also when the comparison is made again."""
+    about = {
+        **shared.settings,
+        "size": shared.size,
+        "model": model.as_dict() if isinstance(model, ModelConfig) else [repr(model), _digest(model.state_dict())],
+        "visible": [shared.visible.name, shared.visible.fingerprint()],
+        "test": shared.test.fingerprint(),
+        "threads": shared.threads,
+        "device": shared.device,
+        "versions": _versions(),
+    }
+    sources = [[city.name, city.fingerprint()] for city in shared.sources]
+    return [
+        run_key(
+            {
+                **about,
+                "strategy": [type(strategy).__qualname__, asdict(strategy)],
+                "seed": seed,
+                "sources": sources if strategy.uses_sources else [],
+            }
+        )
+        for strategy, seed in tasks
+    ]
+
+
+def _run(
+    shared: _Shared,
+    tasks: Sequence[tuple[Strategy, int]],
+    keys: Sequence[str],
+    jobs: int,
+    kept: KeptRuns,
+    progress: Callable[[int, int], None] | None,
+) -> list[RunRecord | RunFailure]:
+    """The outcomes of the tasks in order; those that are kept are not run."""
+    found: dict[int, RunRecord | RunFailure] = {}
+    for number, key in enumerate(keys):
+        record = kept.get(key)
+        if record is not None:
+            found[number] = record
+    if found:
+        logger.info("%d of %d runs are kept from before", len(found), len(tasks))
+    waiting = [number for number in range(len(tasks)) if number not in found]
+    steps = shared.settings["steps"]
+    total = len(tasks) * steps
+
+    def finish(number: int, outcome: RunRecord | RunFailure) -> None:
+        found[number] = outcome
+        if isinstance(outcome, RunRecord):
+            kept.add(keys[number], outcome)
+        else:
+            logger.warning("failed: %s", outcome)
+        if progress is not None:
+            progress(len(found) * steps, total)
+
+    if jobs == 1 and dask_client() is None:
+        for number in waiting:
+            report = None if progress is None else partial(_report, progress, len(found) * steps, steps, total)
+            finish(number, attempt(partial(_train_and_measure, progress=report), shared, *tasks[number]))
+    else:
+        some = joblib.cpu_count() if jobs == -1 else jobs
+        for place, outcome in run_all(_train_and_measure, shared, [tasks[number] for number in waiting], some):
+            finish(waiting[place], outcome)
+    return [found[number] for number in range(len(tasks))]
+
+
 def _report(progress: Callable[[int, int], None], before: int, share: int, total: int, step: int, steps: int) -> None:
     progress(before + share * step // steps, total)  # a run may take more steps than others
 
@@ -244,25 +328,15 @@ def _naive_records(
 
 
 def _train_and_measure(
-    strategy: Strategy,
-    seed: int,
-    *,
-    visible: City,
-    test: City,
-    sources: tuple[City, ...],
-    build: Callable[[], torch.nn.Module],
-    size: tuple[int, int],
-    settings: dict[str, Any],
-    threads: int,
-    device: str,
-    progress: Callable[[int, int], None] | None = None,
+    shared: _Shared, strategy: Strategy, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> RunRecord:
-    with _threads(threads), torch.random.fork_rng(devices=[]):
+    test, size = shared.test, shared.size
+    with _threads(shared.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build().to(device)
-        result = fit(model, visible, sources, strategy, seed=seed, progress=progress, **settings)
+        model = shared.build().to(shared.device)
+        result = fit(model, shared.visible, shared.sources, strategy, seed=seed, progress=progress, **shared.settings)
         errors = measure(model, test, result.scaler, *size, support=result.support, blocks=result.blocks)
-        digest = _digest(model, result.scaler)
+        digest = _digest({**model.state_dict(), **result.scaler.state_dict()})
         model.load_state_dict(result.last_model)
         last = measure(model, test, result.scaler, *size, support=result.support, blocks=result.blocks)
     return RunRecord(
@@ -290,10 +364,10 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _digest(model: torch.nn.Module, scaler: StandardScaler) -> str:
-    """SHA-256 of the chosen parameters and the scaler: two runs that learned the same have the same."""
+def _digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of parameters (and scaler): two runs that learned the same have the same."""
     digest = hashlib.sha256()
-    for name, value in sorted({**model.state_dict(), **scaler.state_dict()}.items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -59,6 +59,26 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class RunFailure:
+    """A run that ended without a result.
+
+    Args:
+        name: Strategy.
+        seed: Seed.
+        error: What went wrong, in a line.
+        traceback: Where; empty if its process was killed.
+    """
+
+    name: str
+    seed: int
+    error: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}: {self.error}"
+
+
+@dataclass(frozen=True)
 class Gain:
     """By how many percent a mean absolute error is below that of another strategy, with a 95 % interval.
 
@@ -86,6 +106,7 @@ class Comparison:
         unit: Unit of MAE and RMSE.
         protocol: Everything needed to repeat it.
         seconds: Wall time of the whole.
+        failures: Runs without a result.
     """
 
     records: list[RunRecord]
@@ -93,10 +114,11 @@ class Comparison:
     unit: str
     protocol: dict[str, Any]
     seconds: float
+    failures: list[RunFailure] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
-        """Naive forecasts and strategies, in order."""
+        """Naive forecasts and strategies with a result, in order."""
         return list(dict.fromkeys(record.name for record in self.records))
 
     @property
@@ -113,13 +135,17 @@ class Comparison:
         return found
 
     def gain(self, name: str, over: str = REFERENCE) -> Gain | None:
-        """The gain over another strategy; ``None`` over itself or where that was not run."""
+        """The gain over another strategy, of the seeds that both have; ``None`` over itself or where there is none."""
         if name == over or over not in self.names:
             return None
         reference = {run.seed: run.errors.mean_mae for run in self.runs(over)}
         mine = {run.seed: run.errors.mean_mae for run in self.runs(name)}
-        base = float(np.mean(list(reference.values())))
-        differences = [100 * (mae - mine.get(seed, mine.get(None, np.nan))) / base for seed, mae in reference.items()]
+        pairs = [(mae, mine.get(seed, mine.get(None))) for seed, mae in reference.items()]
+        paired = [(mae, other) for mae, other in pairs if other is not None]
+        if not paired:
+            return None
+        base = float(np.mean([mae for mae, _ in paired]))
+        differences = [100 * (mae - other) / base for mae, other in paired]
         percent = float(np.mean(differences))
         if len(differences) < 2:
             return Gain(percent)
@@ -144,7 +170,9 @@ class Comparison:
             row["gain_low"] = None if gain is None else gain.low
             row["gain_high"] = None if gain is None else gain.high
             row["seconds"] = float(np.mean([run.seconds for run in runs]))
+            row["failed"] = self._failed(name)
             rows.append(row)
+        rows += [{"name": name, "trained": True, "runs": 0, "failed": self._failed(name)} for name in self._lost]
         return pd.DataFrame(rows)
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
@@ -156,7 +184,8 @@ class Comparison:
         rows = []
         for name in self.names:
             runs = self.runs(name)
-            row = [name]
+            failed = self._failed(name)
+            row = [f"{name} ({failed} of {failed + len(runs)} failed)" if failed else name]
             for step in self.reported_steps:
                 means = (np.mean([getattr(run.errors, m)[step] for run in runs]) for m in ("mae", "rmse", "mape"))
                 row.append("{:.2f} / {:.2f} / {:.1f}".format(*means))
@@ -166,7 +195,16 @@ class Comparison:
             row += [f"{np.mean(maes):.3f}{spread}", "" if gain is None else str(gain)]
             row.append(f"{np.mean([run.seconds for run in runs]):.1f}")
             rows.append(row)
+        rows += [[f"{name} (failed)", *[""] * (len(header) - 1)] for name in self._lost]
         return header, rows
+
+    def _failed(self, name: str) -> int:
+        return sum(failure.name == name for failure in self.failures)
+
+    @property
+    def _lost(self) -> list[str]:
+        """Strategies without a single result."""
+        return [name for name in dict.fromkeys(f.name for f in self.failures) if name not in self.names]
 
     @property
     def title(self) -> str:
@@ -199,6 +237,8 @@ class Comparison:
             # A pipe or a narrow window would cut columns; a long line is better than a lost number.
             console = Console(width=max(console.width, 132))
         console.print(table)
+        for failure in self.failures:
+            console.print("[bold red]failed:[/]", str(failure).replace("[", r"\["), highlight=False, soft_wrap=True)
         advice = advise(self)
         if advice is not None:
             label = "[bold green]advice:[/]" if advice.transfer else "[bold yellow]warning:[/]"
@@ -212,6 +252,7 @@ class Comparison:
             "unit": self.unit,
             "seconds": self.seconds,
             "runs": [asdict(record) for record in self.records],
+            "failures": [asdict(failure) for failure in self.failures],
         }
 
     @classmethod
@@ -228,7 +269,9 @@ class Comparison:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             records = [RunRecord.from_dict(run) for run in content["runs"]]
-            return cls(records, **{key: content[key] for key in ("minutes", "unit", "protocol", "seconds")})
+            failures = [RunFailure(**failure) for failure in content.get("failures", [])]
+            about = {key: content[key] for key in ("minutes", "unit", "protocol", "seconds")}
+            return cls(records, failures=failures, **about)
         except FileNotFoundError:
             raise FileNotFoundError(f"{file}: there is no such file; `tsjt compare --output` writes one") from None
         except (ValueError, KeyError, TypeError) as error:

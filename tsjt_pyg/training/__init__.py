@@ -1,5 +1,6 @@
 """Strategies, and the training that follows them."""
 
+from .distributed import Processes, ProcessLostError
 from .forecasting import forecast_windows
 from .guard import SourceVerdict
 from .losses import masked_mae
@@ -13,6 +14,8 @@ __all__ = [
     "STRATEGIES",
     "FitResult",
     "ModelConfig",
+    "ProcessLostError",
+    "Processes",
     "SavedModel",
     "SourceVerdict",
     "Strategy",

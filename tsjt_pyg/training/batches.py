@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data import City, CityPairLoader, NodeBlock, NodeBlocks, Profile, StandardScaler, SupportProfile
 from ..data.node_blocks import node_blocks
 from ..data.pairs import shuffled_index
+from .distributed import ALONE, OneProcess
 from .forecasting import forecast_scaled, takes_profile
 from .losses import masked_mae
 from .model_state import window_size
@@ -40,7 +41,14 @@ class CityBatches:
             return None
         return self.blocks[int(shuffled_index(len(self.blocks), 1, step, seed))]
 
-    def loss(self, model: torch.nn.Module, index: Tensor, seed: int, block: NodeBlock | None = None) -> Tensor:
+    def loss(
+        self,
+        model: torch.nn.Module,
+        index: Tensor,
+        seed: int,
+        block: NodeBlock | None = None,
+        processes: OneProcess = ALONE,
+    ) -> Tensor:
         """The masked MAE of a batch of these windows, in scaled units.
 
         Args:
@@ -48,17 +56,21 @@ class CityBatches:
             index: Numbers of the windows.
             seed: Draws the support days.
             block: The nodes of the batch, of whose core the errors are; default: all.
+            processes: Each sees its share of the windows; the losses' mean over them is that of the batch.
         """
+        mine = processes.share(len(index))
         device = next(model.parameters()).device
-        batch = self.windows.batch(index, block=block)
+        batch = self.windows.batch(index[mine], block=block)
         profile: Profile | None = None
         if self.support is not None:
             generator = torch.Generator().manual_seed(seed % 2**63)
             nodes = None if block is None else block.nodes
-            profile = self.support.at(self.windows, index, self.most, generator, nodes).to(device)
+            profile = self.support.at(self.windows, index, self.most, generator, nodes, mine).to(device)
         batch = batch.to(device)
-        forecast = forecast_scaled(model, batch, self.scaler, profile)
-        return masked_mae(forecast, self.scaler.transform(batch.y), batch.y_mask)
+        with processes.precision():
+            forecast = forecast_scaled(model, batch, self.scaler, profile)
+        loss = masked_mae(forecast.float(), self.scaler.transform(batch.y), batch.y_mask)
+        return loss if processes.size == 1 else loss * processes.weight(batch.y_mask.sum())
 
 
 class TrainingBatches:
@@ -74,6 +86,7 @@ class TrainingBatches:
         weights: How often each source takes its turn; ``None``: all equally.
         nodes_per_batch: A city of more nodes is seen in blocks of at most so many; ``None``: every city as a whole.
         num_hops: Width of the blocks' halo.
+        processes: Who shares the windows of a batch.
     """
 
     def __init__(
@@ -87,7 +100,9 @@ class TrainingBatches:
         weights: Sequence[float] | None = None,
         nodes_per_batch: int | None = None,
         num_hops: int = 2,
+        processes: OneProcess = ALONE,
     ) -> None:
+        self.processes = processes
         blocks = [node_blocks(city, nodes_per_batch, num_hops) for city in (training, *sources)]
         size = window_size(model)
         # Who never saw a profile in training cannot read one later: a single day has none for its own windows.
@@ -107,16 +122,17 @@ class TrainingBatches:
         self.batch_size, self.seed = batch_size, seed
 
     def loss(self, model: torch.nn.Module, step: int, source: bool) -> Tensor:
-        """The masked MAE of step ``step``'s source or target batch, in scaled units."""
+        """The masked MAE of step ``step``'s source or target batch, in scaled units; of several processes, a share."""
         # Another seed for the source's days than for the target's, so that the two are not drawn in step.
         days_seed = self.seed * 1_000_003 + 2 * step + source
         if source:
             assert self.pairs is not None
             index, which = self.pairs.source_windows(step)
             city = self.sources[which]
-            return city.loss(model, index, days_seed, city.block(step, self.seed * 97 + which + 1))
+            block = city.block(step, self.seed * 97 + which + 1)
+            return city.loss(model, index, days_seed, block, self.processes)
         index = shuffled_index(len(self.target.windows), self.batch_size, step, self.seed)
-        return self.target.loss(model, index, days_seed, self.target.block(step, self.seed))
+        return self.target.loss(model, index, days_seed, self.target.block(step, self.seed), self.processes)
 
 
 def _has_profiles(city: City, history: int, horizon: int, blocks: NodeBlocks | None) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data import Windows
 from ..optim import SkewHistory, TargetSkewedOptimizer
 from .batches import TrainingBatches
+from .distributed import ALONE, OneProcess
 from .forecasting import forecast_windows
 from .model_state import load_model_state, model_state
 from .strategies import StepPlan, Strategy
@@ -34,6 +35,7 @@ class TrainingRun:
         validation: Windows that choose the checkpoint.
         averaged: Whether the running average of the parameters after the last step is the result, whatever the
             validation says.
+        processes: That train it together, and placed the model.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class TrainingRun:
         batches: TrainingBatches,
         validation: Windows,
         averaged: bool = False,
+        processes: OneProcess = ALONE,
     ) -> None:
+        self.processes, self.trained = processes, processes.wrap(model)
         self.model, self.strategy, self.steps = model, strategy, steps
         self.batches, self.validation, self.max_grad_norm = batches, validation, max_grad_norm
         self.optimizer: torch.optim.Optimizer
@@ -83,12 +87,14 @@ class TrainingRun:
         }
         self.optimizer.zero_grad()
         if isinstance(self.optimizer, TargetSkewedOptimizer) and len(losses) == 2:
-            self.optimizer.backward(losses[True], losses[False])
+            self.optimizer.backward(*(self.processes.scaled(losses[source]) for source in (True, False)))
         else:
             weights = {True: plan.source_weight, False: plan.target_weight}
-            torch.stack([weights[source] * loss for source, loss in losses.items()]).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self.optimizer.step()
+            total = torch.stack([weights[source] * loss for source, loss in losses.items()]).sum()
+            total = self.processes.scaled(total)
+            self.processes.prepare(self.model, total)
+            total.backward()
+        self.processes.step(self.optimizer, list(self.model.parameters()), self.max_grad_norm)
         for source, loss in losses.items():
             self._losses["source_loss" if source else "target_loss"].append(loss.detach())
         self.step += 1
@@ -103,7 +109,7 @@ class TrainingRun:
 
     def loss(self, source: bool) -> Tensor:
         """The loss of the next step's source or target batch."""
-        return self.batches.loss(self.model, self.step, source)
+        return self.batches.loss(self.trained, self.step, source)
 
     def start_tuning(self) -> None:
         """Between a pre-training and the tuning that follows it."""
@@ -117,7 +123,9 @@ class TrainingRun:
         loss = self._validation_loss()
         if self.average:
             load_model_state(self.model, trained)
-        means = {name: torch.stack(v).mean().item() if v else None for name, v in self._losses.items()}
+        means = {
+            name: self.processes.mean(torch.stack(v)).mean().item() if v else None for name, v in self._losses.items()
+        }
         self._losses = {name: [] for name in self._losses}
         if not math.isfinite(loss) or any(m is not None and not math.isfinite(m) for m in means.values()):
             raise FloatingPointError(
@@ -141,15 +149,17 @@ class TrainingRun:
             count += int(batch.y_mask.sum())
         if count == 0:
             raise ValueError(f"target: {self.validation.city.name} has no observed reading on its validation day")
-        return total / count
+        # Processes on different devices differ in the last digits, but have to choose the same checkpoint.
+        return self.processes.first(lambda: total / count)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in model_state(self.model).items()}
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, as plain values and tensors; subclasses may add to it."""
+        """All that the next steps depend on, as plain values and tensors; subclasses may add to it. All processes have
+        to ask for it."""
         device = next(self.model.parameters()).device
-        return {
+        content = {
             "model": model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "conflict": {} if self.conflict is None else self.conflict.state_dict(),
@@ -159,22 +169,28 @@ class TrainingRun:
             "best_loss": self.best_loss,
             "average": self.average,
             "log": self.log,
-            "losses": self._losses,
+            "losses": {name: [self.processes.mean(loss) for loss in v] for name, v in self._losses.items()},
+            "grad_scaler": self.processes.scaler_state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
+        return self.processes.whole(content)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state` gave."""
-        load_model_state(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        here = model_state(self.model)
+        load_model_state(self.model, self.processes.parts_of(state["model"], here))
+        self.optimizer.load_state_dict(self.processes.optimizer_parts(state["optimizer"], self.optimizer))
+        self.processes.load_scaler_state(state.get("grad_scaler", {}))
         if self.conflict is not None:
             self.conflict.load_state_dict(state["conflict"])
         self.step, self.log = state["step"], state["log"]
         device = next(self.model.parameters()).device
         self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
-        self.best_model, self.best_step, self.best_loss = state["best_model"], state["best_step"], state["best_loss"]
-        self.average = {name: value.to(device) for name, value in state["average"].items()}
+        self.best_model = self.processes.parts_of(state["best_model"], here)
+        self.best_step, self.best_loss = state["best_step"], state["best_loss"]
+        average = {name: value.to(device) for name, value in state["average"].items()}
+        self.average = self.processes.parts_of(average, here)
         torch.set_rng_state(state["rng"])
         if device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -90,8 +90,8 @@ class RunFolder:
         self._last_is_good = file.name == LAST
         return content
 
-    def save(self, run: TrainingRun, verdicts: Sequence[SourceVerdict]) -> None:
-        """Writes the run as it is after a step.
+    def save(self, run: TrainingRun, state: Mapping[str, Any], verdicts: Sequence[SourceVerdict]) -> None:
+        """Writes the run as it is after a step, when its :meth:`~TrainingRun.state` was taken.
 
         Raises:
             OSError: If it cannot be written; the error names the file and the way to go on.
@@ -100,7 +100,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)
             content = {
-                **run.state(),
+                **state,
                 **self.about,
                 "support": {} if run.batches.target.support is None else self.support,
                 "scaler": run.batches.target.scaler.state_dict(),

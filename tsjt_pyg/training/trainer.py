@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..data import City, NodeBlocks, StandardScaler, SupportProfile
 from ..data.pairs import check_comparable
 from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
+from .distributed import ALONE, OneProcess
 from .guard import SourceVerdict, guard_steps, judge_sources
 from .model_state import load_model_state, model_state, window_size
 from .run_folder import RunFolder
@@ -124,6 +126,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    processes: OneProcess = ALONE,
 ) -> FitResult:
     """Trains ``model`` to forecast ``target`` with the help of ``sources``.
 
@@ -158,6 +161,8 @@ def fit(
         progress: Called after every step.
         stop: Asked after every step whether to stop there, for example because a signal came; then the step's
             checkpoint is written first.
+        processes: That train together (:class:`~tsjt_pyg.training.Processes`): all of them call this with the same
+            arguments and get the same result, and the first one writes the files.
 
     Raises:
         ValueError: If cities do not fit each other or the model, the visible days are too few, or what should be
@@ -176,6 +181,10 @@ def fit(
         raise ValueError(f"lr: expected a positive learning rate, found {lr}")
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, found {evaluations}")
+    if batch_size < processes.size:
+        raise ValueError(
+            f"batch_size: expected at least one window for each of {processes.size} processes, found {batch_size}"
+        )
     size: dict[str, Any] = {"nodes_per_batch": nodes_per_batch, "num_hops": num_hops}
     check_blocks(model, **size)
     check_sources(target, sources, strategy)
@@ -196,8 +205,12 @@ def fit(
         "target": {"name": target.name, "fingerprint": target.fingerprint()},
         "sources": [{"name": city.name, "fingerprint": city.fingerprint()} for city in sources],
     }
-    folder = None if output is None else RunFolder(Path(output), settings, target, resume, keep)
-    saved = folder.load(model) if folder is not None and folder.resumes else None
+    processes.check_same(settings)
+    placed = processes.place(model)
+    folder = None
+    if output is not None:
+        folder = processes.first(lambda: RunFolder(Path(output), settings, target, resume, keep))
+    saved = processes.first(partial(folder.load, model)) if folder is not None and folder.resumes else None
     every = max(1, steps // evaluations)
     steps *= strategy.step_factor
     optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
@@ -213,27 +226,33 @@ def fit(
             verdicts = judge_sources(
                 model, target, taken, steps=few, batch_size=batch_size, seed=seed, most=most, **optimizing, **size
             )
+            verdicts = processes.first(partial(list, verdicts))
             guard_seconds = time.perf_counter() - started
         taken = [city for city, verdict in zip(taken, verdicts, strict=True) if verdict.weight > 0]
         for verdict in verdicts:
             logger.info("%s", verdict)
         if not taken:
             steps *= 2  # as many gradients, without the sources' half of them
-    batches = TrainingBatches(model, training, taken, most, batch_size, seed, **size)
+    batches = TrainingBatches(model, training, taken, most, batch_size, seed, **size, processes=processes)
     stride = max(1, (validation.num_steps - history - horizon + 1) // VALIDATION_WINDOWS)
     run = strategy.run_type()(
-        model=model,
+        model=placed,
         strategy=strategy,
         steps=steps,
         batches=batches,
         validation=validation.windows(history, horizon, stride),
         averaged=strategy.average and bool(taken),
+        processes=processes,
         **optimizing,
     )
+
+    def save(folder: RunFolder) -> None:
+        processes.first(partial(folder.save, run, run.state(), verdicts))
+
     if folder is not None and saved is not None:
         run.load(saved)
     pretrain = strategy.pretrain_steps(steps)
-    model.train()
+    placed.train()
     try:
         while run.step < steps:
             if run.step == 0:
@@ -243,13 +262,13 @@ def fit(
             run.train_step()
             if run.step % every == 0 or run.step in (pretrain, steps):
                 run.evaluate()
-            stopping = stop is not None and run.step < steps and stop()
+            stopping = run.step < steps and processes.any(stop is not None and stop())
             if folder is not None and (stopping or run.step % checkpoint_every == 0) and run.step < steps:
-                folder.save(run, verdicts)
+                save(folder)
             if progress is not None:
                 progress(run.step, steps)
             if stopping:
-                way_on = "nothing was written" if folder is None else folder.way_on()
+                way_on = "nothing was written" if folder is None else processes.first(folder.way_on)
                 raise TrainingStopped(f"stopped at step {run.step} of {steps}; {way_on}")
     except TrainingStopped:
         raise
@@ -259,9 +278,9 @@ def fit(
             logger.warning("stopped at step %d of %d; %s", run.step, steps, folder.way_on())
         raise
     if folder is not None:
-        folder.save(run, verdicts)
-    last_model = {name: value.detach().clone() for name, value in model_state(model).items()}
-    load_model_state(model, run.best_model)
+        save(folder)
+    last_model = {name: value.detach().clone() for name, value in processes.whole(model_state(placed)).items()}
+    load_model_state(model, processes.whole(run.best_model))
     return FitResult(
         model,
         batches.target.scaler,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -112,6 +115,27 @@ def _serve(rank: int, connection: Connection) -> None:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
         connection.send_bytes(pickle.dumps(answer))
+
+
+@contextmanager
+def launched(rank: int | None) -> Iterator[None]:
+    """As if torchrun had started this process; the process group is there already."""
+    if rank is None:
+        yield
+        return
+    variables = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(WORLD_SIZE),
+        "LOCAL_WORLD_SIZE": str(WORLD_SIZE),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "TORCHELASTIC_RUN_ID": "tests",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    with mock.patch.dict(os.environ, variables):
+        yield
 
 
 def assert_equals_one_process(two_processes: TwoProcesses, work: Callable[[int | None], Any]) -> list[Any]:

@@ -1,0 +1,215 @@
+"""Many independent runs: beside each other, on a cluster, kept when finished and named when failed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import joblib
+from joblib.externals import loky
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from ..training import Strategy
+from .table import RunFailure, RunRecord
+
+logger = logging.getLogger(__name__)
+
+KEPT = "runs.jsonl"
+"""The file of a comparison's folder that holds the finished runs."""
+
+Task = tuple[Strategy, int]
+"""A strategy and a seed."""
+
+Run = Callable[[Any, Strategy, int], RunRecord]
+"""Called with what all runs share, a strategy and a seed."""
+
+_one_at_a_time = threading.Lock()  # a run sets torch's seed and threads, which the threads of a process share
+
+
+def run_all(run: Run, shared: Any, tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, RunRecord | RunFailure]]:
+    """The outcome of every task with its number, in the order in which they finish.
+
+    The runs are given to ``jobs`` processes, or, within ``joblib.parallel_config("dask")``, to the workers of that
+    cluster, which get ``shared`` once. A run that raises an exception, or whose process is killed, is a
+    :class:`~tsjt_pyg.evaluation.table.RunFailure`. Where a process was killed, the runs that may have been in it are
+    repeated one at a time, so that the culprit is known. (Dask tries on other workers first, as often as its setting
+    ``distributed.scheduler.allowed-failures`` says.)
+
+    Args:
+        run: What a task does; processes must be able to import it.
+        shared: What all tasks need.
+        tasks: Strategies and seeds.
+        jobs: Processes, where there is no cluster.
+    """
+    client = dask_client()
+    pool: Callable[[int], Executor] = _processes
+    if client is not None:
+        # The futures of the client, not joblib.Parallel: that waits forever for a run whose worker was killed.
+        pool, jobs = lambda _: client.get_executor(pure=False), len(tasks)
+        [shared] = client.scatter([shared], hash=False, broadcast=True)
+    waiting = dict(enumerate(tasks))
+    while waiting:
+        suspects = list(waiting)[:jobs]
+        for number, outcome in _outcomes(pool(jobs), run, shared, waiting):
+            del waiting[number]
+            yield number, outcome
+        for number in [number for number in suspects if number in waiting]:
+            task = waiting.pop(number)
+            alone = dict(_outcomes(pool(1), run, shared, {number: task}))
+            killed = RunFailure(task[0].name, task[1], "its process was killed (out of memory?)")
+            yield number, alone.get(number, killed)
+
+
+def dask_client() -> Any | None:
+    """The Dask client of ``with joblib.parallel_config("dask")``; None outside of it."""
+    return getattr(joblib.parallel.get_active_backend()[0], "client", None)
+
+
+@contextmanager
+def dask_cluster(address: str) -> Iterator[None]:
+    """Within it, runs go to the Dask cluster whose scheduler has this address.
+
+    Raises:
+        ImportError: If Dask is not installed.
+        OSError: If nothing answers there.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(f"dask: it is not installed here ({error}); pip install 'tsjt-pyg[dask]'") from error
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"dask: no scheduler answers at {address!r} ({error}); expected an address such as tcp://host:8786, which "
+            "`dask scheduler` prints"
+        ) from error
+    with client, joblib.parallel_config("dask", client=client):
+        yield
+
+
+def _processes(jobs: int) -> Executor:
+    executor: Executor = loky.get_reusable_executor(max_workers=jobs, timeout=300)
+    return executor
+
+
+def _outcomes(
+    executor: Executor, run: Run, shared: Any, tasks: Mapping[int, Task]
+) -> Iterator[tuple[int, RunRecord | RunFailure]]:
+    """The outcomes of ``tasks``, but for those that were lost because some process of the pool was killed."""
+    with warnings.catch_warnings():
+        # A worker that has grown is replaced by a new one; nothing is lost, so nobody needs to hear of it.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
+        futures = {executor.submit(attempt, run, shared, *task): number for number, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                number = futures[future]
+                error = future.exception()
+                if error is None:
+                    yield number, future.result()
+                elif not _process_died(error):
+                    strategy, seed = tasks[number]
+                    yield number, RunFailure(strategy.name, seed, _described(error))
+        except BaseException:  # Ctrl-C, or who asked for the outcomes went away
+            for future in futures:
+                future.cancel()
+            if isinstance(executor, loky.ProcessPoolExecutor):
+                executor.shutdown(kill_workers=True)
+            raise
+
+
+def _process_died(error: BaseException) -> bool:
+    dask = sys.modules.get("distributed")
+    return isinstance(error, BrokenProcessPool) or (dask is not None and isinstance(error, dask.KilledWorker))
+
+
+def attempt(run: Run, shared: Any, strategy: Strategy, seed: int) -> RunRecord | RunFailure:
+    """The record of a run, or what went wrong."""
+    try:
+        with _one_at_a_time:
+            record = run(shared, strategy, seed)
+        as_json(record)
+    except Exception as error:
+        return RunFailure(strategy.name, seed, _described(error), traceback.format_exc())
+    return record
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def as_json(record: RunRecord) -> str:
+    """One line.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    return json.dumps(asdict(record), allow_nan=False)
+
+
+class KeptRuns:
+    """Finished runs in a file, one line each: a killed sweep loses those only that were running.
+
+    A line that was not written to its end, or is damaged, counts as not there.
+
+    Args:
+        file: Created with the first run; ``None``: nothing is kept.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self._records: dict[str, RunRecord] = {}
+        if file is None or not file.is_file():
+            return
+        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+            try:
+                content = json.loads(line)
+                self._records[content["key"]] = RunRecord.from_dict(content["run"])
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: line %d is no finished run, so it counts as not there", file, number)
+
+    def get(self, key: str) -> RunRecord | None:
+        """The run of this key, if it is there."""
+        return self._records.get(key)
+
+    def add(self, key: str, record: RunRecord) -> None:
+        """Writes a finished run through to the disk."""
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        line = f'{{"key": "{key}", "run": {as_json(record)}}}\n'.encode()
+        with self.file.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last one was not written to its end
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def run_key(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that a run's result depends on, this package's code included."""
+    text = json.dumps({**settings, "code": _code()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
