@@ -74,26 +74,23 @@ def ways(saved: SavedModel, readings: pd.DataFrame, folder: Path) -> dict[str, C
     of_city, any_city = (torch.export.load(folder / f"{name}.pt2").module() for name in ("of_city", "any_city"))
     values = torch.from_numpy(readings.to_numpy())[None]
     seconds = torch.tensor([int((readings.index[-1] - pd.Timestamp(0)).total_seconds())])
-    inputs: dict[str, torch.Tensor] = {}
-    roads: list[torch.Tensor] = []
+    taken: dict[str, torch.Tensor] = {}
 
-    def noted(_: object, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
-        roads[:], named = given[1:], {"x": given[0], **named}
-        inputs.update(named)
+    def note(_: object, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        taken.update(zip(("x", "edge_index", "edge_weight"), given, strict=True), **named)
 
-    handle = saved.model.register_forward_pre_hook(noted, with_kwargs=True)
+    handle = saved.model.register_forward_pre_hook(note, with_kwargs=True)
     saved.forecast(readings)
     handle.remove()
-    x, rest = inputs["x"], {name: tensor for name, tensor in inputs.items() if name != "x"}
 
     def original(scaled: torch.Tensor) -> np.ndarray:
         return np.asarray(saved.scaler.inverse_transform(scaled)[0, :, :, 0])
 
     return {
-        FORWARD: lambda: original(saved.model(x, *roads, **rest)),
+        FORWARD: lambda: original(saved.model(**taken)),
         SAVED: lambda: saved.forecast(readings).to_numpy(),
         OF_CITY: lambda: of_city(values, seconds)[0].numpy(),
-        ANY_CITY: lambda: original(any_city(x=x, edge_index=roads[0], edge_weight=roads[1], **rest)),
+        ANY_CITY: lambda: original(any_city(**taken)),
     }
 
 
@@ -178,10 +175,10 @@ def main() -> None:
             "",
             *about(max(threads)),
             "One forecast of all nodes: 12 steps in, 12 out, 5 % of the readings missing, a profile of three visible",
-            "days; untrained weights of `ModelConfig()` (GConvGRU, 32 channels). The ways of one process take turns, so",
-            "that all see the same machine; every way was first checked to forecast the same. The bare forward pass and",
-            "the program of `Forecaster.export` get scaled tensors; the latter makes its graph operators anew in every",
-            "call, because each may be of another city. The process reads and writes CSVs; most of it is start-up.",
+            "days; untrained weights of `ModelConfig()` (GConvGRU, 32 channels). The ways of one process take turns,",
+            "so that all see the same machine; every way was first checked to forecast the same. The bare forward",
+            "pass and the program of `Forecaster.export` get scaled tensors; the latter makes its graph operators anew",
+            "in every call, because each may be of another city. The process reads and writes CSVs, start-up included.",
             "",
             *table(header, rows),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pandas as pd
@@ -13,7 +14,7 @@ from tsjt_pyg.training.forecast_files import changed_files, forecast_file, read_
 CSV = "time,a,b\n2024-03-04 08:00,1,2\n2024-03-04 08:05,3,\n"
 
 
-class Asleep(Exception):
+class AsleepError(Exception):
     """The loop waits: the test goes on."""
 
 
@@ -28,12 +29,12 @@ def looks(monkeypatch):
             assert 0 <= seconds <= 5
             change = next(pauses, None)
             if change is None:
-                raise Asleep
+                raise AsleepError
             change()
             found.append([])
 
         monkeypatch.setattr(forecast_files.time, "sleep", sleep)
-        with pytest.raises(Asleep):
+        with contextlib.suppress(AsleepError):
             for file in changed_files(readings, every=5):
                 found[-1].append(file.name)
         return found

@@ -1,4 +1,4 @@
-"""A saved model as a server uses it: raw readings in, whatever is missing; exported, the same numbers with torch alone."""
+"""A saved model as a server uses it: raw readings in, whatever is missing; exported, the same with torch alone."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_named(split, spoil, message):
 
 def test_an_interval_of_parts_of_a_second_is_refused(split):
     saved = saved_of(split.visible, cell="GRU")
-    with pytest.raises(ValueError, match="interval: expected a whole number of seconds, found 0 days 00:00:00.5"):
+    with pytest.raises(ValueError, match=r"interval: expected a whole number of seconds, found 0 days 00:00:00\.5"):
         CityForecaster(saved.model, saved.scaler, saved.edge_index, saved.edge_weight, pd.Timedelta("500ms"))
 
 
