@@ -41,7 +41,7 @@ def export_forecaster(model: Forecaster, path: str | Path) -> None:
             "(and another cell than AGCRN)"
         )
     most = {"max": EXACT} if any(type(cell).__name__ == "MSTGCN" for cell in cells_of(model.cell)) else {}
-    windows, nodes, edges = Dim("windows", min=1), Dim("nodes", min=1, **most), Dim("edges", min=1)
+    windows, nodes, edges = Dim("windows", min=1), Dim("nodes", min=1, **most), Dim("edges", min=0)
     axes = {"windows": windows, "nodes": nodes, "edges": edges}
     described = _inputs(model)
     shapes = {

@@ -46,7 +46,8 @@ class Propagation:
             index, values = (edge_index, weight) if bool(here.all()) else (edge_index[:, here], weight[here])
             matrix = self._csr(index.flip(0), values)
             self.matrices = (matrix, self._csr(index, values))
-            self._bags = matrix.col_indices(), matrix.crow_indices()[:-1], matrix.values()
+            # No views of the matrix, which torch.export would have to take along.
+            self._bags = matrix.col_indices().clone(), matrix.crow_indices()[:-1].clone(), matrix.values().clone()
 
     def _csr(self, index: Tensor, values: Tensor) -> Tensor:
         size = (self.num_nodes, self.num_nodes)
