@@ -75,13 +75,13 @@ def exported(tmp_path_factory):
     model = build(cell="GRU", num_prompts=3)
     path = tmp_path_factory.mktemp("export") / "forecaster.pt2"
     model.export(path)
+    assert model.training  # it is as it was
     return model, path
 
 
 def test_it_gives_the_models_numbers_in_cities_it_was_not_made_with(exported):
     model, path = exported
     check_same(model, path)
-    assert model.training  # the model itself is as it was
 
 
 ALONE = """
@@ -103,6 +103,7 @@ def run_alone(path, cases, folder):
     assert done.stdout == "the same\n", done.stderr
 
 
+@pytest.mark.slow  # the program of a SavedModel always is
 def test_it_runs_where_this_package_and_pyg_cannot_be_imported(exported, tmp_path):
     model, path = exported
     with torch.no_grad():

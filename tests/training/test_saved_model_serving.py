@@ -116,7 +116,7 @@ def test_a_profile_of_visible_days_that_begin_at_an_odd_time(commuters):
     ("spoil", "message"),
     [
         (lambda t: pd.concat([t, t.iloc[:, 2:3]], axis=1), r"readings: node '2' has 2 columns, expected one"),
-        (lambda t: t.where(np.arange(6)[:, None] != 4, np.inf), r"found inf at 2024-03-07 04:00:00, node '0'"),
+        (lambda t: t.replace(t.iloc[4, 1], np.inf), r"found inf at 2024-03-07 04:00:00, node '1'"),
         (lambda t: t.drop(columns=["1", "2"]), r"no column for node '1' \(2 of 6 absent\)"),
         (lambda t: t.assign(a=1, b=2), r"column 'a' is no node of target \(2 unknown columns\)"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -87,16 +88,19 @@ def export_program(
     path = Path(path)
     if path.suffix != ".pt2":
         raise ValueError(f"path: torch.export writes files that end in .pt2, found {path.name!r}")
-    model = copy.deepcopy(model).cpu().eval()
-    with torch.no_grad(), atomic_path(path) as temporary:
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    with torch.no_grad(), warnings.catch_warnings(), atomic_path(path) as temporary:
+        # Of tensors that are parts of others, which are written all the same, and of torch.nn.GRU's own bookkeeping.
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch|contextlib")
         expected = [model(**inputs) for inputs in others]
+        # What torch cannot prove of all sizes, the program checks of those it is given.
+        deferred = {"prefer_deferred_runtime_asserts_over_guards": True}
         try:
-            program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False, **deferred)
         except Exception as error:  # torch raises what it met: its own errors, those of the module, asserts
             raise ValueError(
                 f"{_culprit(model, error.__traceback__)}: torch.export cannot follow it ("
-                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}); use another module there, or "
-                "forecast with the model itself"
+                f"{_short(error)}); use another module there, or forecast with the model itself"
             ) from error
         torch.export.save(program, temporary, extra_files={ABOUT: json.dumps(about, indent=1, allow_nan=False)})
         # What was written is tried: a module may go another way at another size and tell torch nothing of it.
@@ -105,11 +109,15 @@ def export_program(
             try:
                 found = loaded(**inputs)
             except (RuntimeError, AssertionError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ValueError(_bound(model, inputs, f"fails ({reason})")) from error
+                raise ValueError(_bound(model, inputs, f"fails ({_short(error)})")) from error
             if not torch.allclose(found, forecast, rtol=_CLOSE, atol=_CLOSE):
                 difference = float((found - forecast).abs().max())
                 raise ValueError(_bound(model, inputs, f"differs from the model by {difference:.2g}"))
+
+
+def _short(error: BaseException) -> str:
+    """The first two lines of what torch says, which goes on for pages."""
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
 
 
 def _bound(model: Module, inputs: Inputs, what: str) -> str:

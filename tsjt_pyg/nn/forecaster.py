@@ -292,8 +292,9 @@ class Forecaster(Module):
         ``torch.export.load(path).module()`` takes what :meth:`forward` takes, by name and all of it but ``city``:
         ``x``, ``edge_index``, ``edge_weight`` (ones for equal roads) and ``x_mask``, then ``time_of_day``,
         ``day_of_week`` and the three of the profile where the model uses them. Any number of windows, nodes and edges,
-        on the CPU; with MSTGCN up to 300 nodes, beyond which the eigenvalue that it needs takes too long. Nothing looks at the values: what is not observed has to be false in a mask. The file says the same as
-        JSON under ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`.
+        on the CPU; with MSTGCN up to 300 nodes, beyond which the eigenvalue that it needs takes too long. Nothing looks
+        at the values: what is not observed has to be false in a mask. The file says the same as JSON under
+        ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`.
 
         The numbers are those of the model in evaluation mode. The program is tried on another city before the file
         appears.
