@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -406,7 +405,7 @@ def forecast(
     ] = None,
 ) -> None:
     """Forecast the steps that follow a CSV of readings; --every: as long as new readings come."""
-    with _clear_errors(), _ended_by_sigterm():
+    with _clear_errors():
         saved = SavedModel.load(checkpoint)
         several = readings.is_dir()
         if several:
@@ -432,21 +431,6 @@ def forecast(
             )
         if failed:
             raise typer.Exit(2)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that no temporary file stays, with status 143."""
-
-    def end(*_: object) -> None:
-        errors.print("stopped", highlight=False)
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()

@@ -97,10 +97,15 @@ class SupportProfile:
         self._check(windows.city, most)
         late = (windows.city.start - self.support.start.normalize()) // windows.city.interval
         first = index.cpu() * windows.stride + int(late)
-        return self.after(first, windows.history + windows.horizon, most, generator)
+        return self.after(first, windows.history + windows.horizon, most, generator, nodes)
 
     def after(
-        self, first: Tensor, length: int, most: int | None = None, generator: torch.Generator | None = None
+        self,
+        first: Tensor,
+        length: int,
+        most: int | None = None,
+        generator: torch.Generator | None = None,
+        nodes: Tensor | None = None,
     ) -> Profile:
         """Profiles of any times, which need not be those of a city's windows.
 
@@ -109,6 +114,7 @@ class SupportProfile:
             length: Steps of each.
             most: As in :meth:`at`.
             generator: Source of randomness.
+            nodes: As in :meth:`at`.
         """
         step = first[:, None] + torch.arange(length, device=first.device)
         day = step.div(self._per_day, rounding_mode="floor")
