@@ -72,7 +72,7 @@ def ways(saved: SavedModel, readings: pd.DataFrame, folder: Path) -> dict[str, C
     saved.export(folder / "of_city.pt2")
     saved.model.export(folder / "any_city.pt2")
     of_city, any_city = (torch.export.load(folder / f"{name}.pt2").module() for name in ("of_city", "any_city"))
-    values = torch.from_numpy(readings.to_numpy())[None]
+    values = torch.tensor(readings.to_numpy())[None]
     seconds = torch.tensor([int((readings.index[-1] - pd.Timestamp(0)).total_seconds())])
     taken: dict[str, torch.Tensor] = {}
 
@@ -89,7 +89,7 @@ def ways(saved: SavedModel, readings: pd.DataFrame, folder: Path) -> dict[str, C
     return {
         FORWARD: lambda: original(saved.model(**taken)),
         SAVED: lambda: saved.forecast(readings).to_numpy(),
-        OF_CITY: lambda: of_city(values, seconds)[0].numpy(),
+        OF_CITY: lambda: of_city(readings=values, time=seconds)[0].numpy(),
         ANY_CITY: lambda: original(any_city(**taken)),
     }
 

@@ -152,7 +152,7 @@ def test_export_writes_a_program_for_raw_readings(tsjt, trained, feed, tmp_path)
     assert "model.pt2: 6 steps of 6 nodes in, 3 out (km/h), every 0 days 01:00:00" in text
     program = torch.export.load(tmp_path / "model.pt2").module()
     seconds = int((table.index[-1] - pd.Timestamp(0)).total_seconds())
-    found = program(torch.from_numpy(table.to_numpy())[None], torch.tensor([seconds]))[0]
+    found = program(readings=torch.tensor(table.to_numpy())[None], time=torch.tensor([seconds]))[0]
     command = ["forecast", "--checkpoint", trained, "--readings", feed.folder / "a.csv"]
     tsjt(*command, "--output", tmp_path / "forecast.csv")
     expected = torch.from_numpy(pd.read_csv(tmp_path / "forecast.csv", index_col=0).to_numpy())

@@ -146,7 +146,7 @@ table = json.load(open(sys.argv[2]))
 readings = [[row[node] for node in about["node_ids"]] for row in table["rows"][-about["history"]:]]
 last = datetime.datetime.fromisoformat(table["last"])
 seconds = int((last - datetime.datetime(1970, 1, 1)).total_seconds())
-forecast = program(torch.tensor([readings], dtype=torch.float32), torch.tensor([seconds]))
+forecast = program(readings=torch.tensor([readings], dtype=torch.float32), time=torch.tensor([seconds]))
 print(json.dumps(forecast[0].tolist()))
 """
 
@@ -160,7 +160,7 @@ def check_exported(saved, test, path):
         expected = np.stack([saved.forecast(table).to_numpy() for table in tables])
         found = program(readings=readings, time=time).numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * float(saved.scaler.std))
-    assert torch.isfinite(program(torch.full_like(readings, torch.nan), time)).all()
+    assert torch.isfinite(program(readings=torch.full_like(readings, torch.nan), time=time)).all()
 
 
 def test_an_exported_model_is_served_with_torch_alone(split, tmp_path):

@@ -138,9 +138,9 @@ class SavedModel:
     def export(self, path: str | Path) -> None:
         """Writes model, scaler, road network and visible days as one program of :mod:`torch.export`.
 
-        It is loaded and run where there is torch alone: ``torch.export.load(path).module()`` takes ``readings``
-        float32 ``[windows, history, nodes]`` in original units, NaN where nothing was observed, and ``time`` int64
-        ``[windows]``, the local time of each last reading in seconds since 1970-01-01 00:00, and gives the forecasts
+        It is loaded and run where there is torch alone: ``torch.export.load(path).module()`` takes, by name,
+        ``readings`` float32 ``[windows, history, nodes]`` in original units, NaN where nothing was observed, and
+        ``time`` int64 ``[windows]``, the local time of each last reading in seconds since 1970-01-01 00:00, and gives the forecasts
         ``[windows, horizon, nodes]`` in original units: those of :meth:`forecast`. The file says the same as JSON under
         ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`, with the nodes' ids in order, interval
         and unit. The program looks at no values: a window without a single reading is forecast, too.
