@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import joblib
-import pandas as pd
 import torch
 import typer
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -32,6 +31,7 @@ from .stop_signals import StopSignals
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
 from .training.checkpoint import METRICS, save_json
 from .training.distributed import PARALLEL, PRECISIONS, launched_rank, processes_for
+from .training.forecast_files import changed_files, forecast_file
 from .training.strategies import get_strategies
 
 app = typer.Typer(
@@ -416,43 +416,65 @@ def demo(
 @app.command()
 def forecast(
     checkpoint: Annotated[Path, typer.Option(help="Folder of `tsjt train`, or a .pt file.")],
-    readings: Annotated[Path, typer.Option(help="CSV of the last readings: time, then one column a node id.")],
-    output: Annotated[Path, typer.Option(help="CSV to write: the next steps, in original units.")],
+    readings: Annotated[
+        Path, typer.Option(help="CSV of the last readings: time, then one column a node id; or a folder of such CSVs.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="CSV to write: the next steps, in original units; a folder where --readings is one.")
+    ],
+    every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Go on until Ctrl-C or SIGTERM: look again every so many seconds, and forecast each CSV that is new "
+            "or was changed. One that is broken is named and passed over.",
+        ),
+    ] = None,
 ) -> None:
-    """Forecast the steps that follow a CSV of readings."""
+    """Forecast the steps that follow a CSV of readings; --every: as long as new readings come."""
     with _clear_errors():
         saved = SavedModel.load(checkpoint)
-        found = saved.forecast(_read_readings(readings))
-        with atomic_path(output) as temporary:
-            found.to_csv(temporary)
+        several = readings.is_dir()
+        if several:
+            output.mkdir(parents=True, exist_ok=True)
+            if output.samefile(readings):
+                raise ValueError(f"output: {output} is the folder of the readings; choose another")
+        failed = False
+        for file in changed_files(readings, every):
+            to = output / file.name if several else output
+            try:
+                found = forecast_file(saved, file, to)
+            except _EXPECTED as error:
+                if not several and every is None:
+                    raise
+                errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+                failed = True
+                continue
+            out.print(
+                f"{to}: {len(found)} steps of {found.shape[1]} nodes ({saved.unit}), {found.index[0]} to "
+                f"{found.index[-1]}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if failed:
+            raise typer.Exit(2)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of `tsjt train`, or a .pt file.")],
+    output: Annotated[Path, typer.Option(help="File to write, ….pt2: model, scaler, roads and visible days.")],
+) -> None:
+    """Write a program that forecasts with torch alone: raw readings in, forecasts in original units out."""
+    with _clear_errors():
+        saved = SavedModel.load(checkpoint)
+        saved.export(output)
         out.print(
-            f"{output}: {len(found)} steps of {found.shape[1]} nodes ({saved.unit}), {found.index[0]} to "
-            f"{found.index[-1]}",
+            f"{output}: {saved.model.history} steps of {len(saved.node_ids)} nodes in, {saved.model.horizon} out "
+            f"({saved.unit}), every {saved.interval}; `about.json` within it says what goes in and comes out",
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _read_readings(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(f"readings: there is no file {path}")
-    try:
-        table = pd.read_csv(path, index_col=0)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
-    try:
-        if table.index.dtype.kind in "iuf":  # pandas would count nanoseconds since 1970
-            raise ValueError(f"found the number {table.index[0]}")
-        table.index = pd.to_datetime(table.index, format="ISO8601")
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: the first column must hold times such as 2024-03-04 08:05 ({reason})") from error
-    for column in table.columns:
-        bad = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
-        if bad.any():
-            found = table[column][bad].iloc[0]
-            raise ValueError(f"{path}: column {column!r}, {table.index[bad][0]}: found {found!r}, expected a number")
-    return table
 
 
 @app.command()

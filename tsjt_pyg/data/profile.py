@@ -98,7 +98,32 @@ class SupportProfile:
                 is below 1.
         """
         self._check(windows.city, most)
-        step, day = self._time(windows, index)
+        late = (windows.city.start - self.support.start.normalize()) // windows.city.interval
+        first = index.cpu() * windows.stride + int(late)
+        return self.after(first, windows.history + windows.horizon, most, generator, nodes, rows)
+
+    def after(
+        self,
+        first: Tensor,
+        length: int,
+        most: int | None = None,
+        generator: torch.Generator | None = None,
+        nodes: Tensor | None = None,
+        rows: slice = slice(None),
+    ) -> Profile:
+        """Profiles of any times, which need not be those of a city's windows.
+
+        Args:
+            first: int64 ``[B]``, the first step of each, counted from the midnight that begins the support's first day.
+            length: Steps of each.
+            most: As in :meth:`at`.
+            generator: Source of randomness.
+            nodes: As in :meth:`at`.
+            rows: As in :meth:`at`.
+        """
+        step = first[:, None] + torch.arange(length, device=first.device)
+        day = step.div(self._per_day, rounding_mode="floor")
+        step = step - day * self._per_day
         step, day, days = step[rows], day[rows], self._days(day, most, generator)[rows]
         same = _weekend(days + self._first_day)[:, :, None] == _weekend(day + self._first_day)[:, None, :]
         row = days[:, :, None] * self._per_day + step[:, None, :] - self._late
@@ -112,18 +137,9 @@ class SupportProfile:
         total = take(self.support.readings, row, nodes).masked_fill(~observed, 0.0).sum(dim=1)
         return Profile(total / count.clamp(min=1), count > 0, same_type.to(row.device))
 
-    def _time(self, windows: Windows, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Step of the day, and day (0 = the first of the support), of every step of every window ``[B, T]``."""
-        city = windows.city
-        late = (city.start - self.support.start.normalize()) // city.interval
-        length = windows.history + windows.horizon
-        step = index.cpu()[:, None] * windows.stride + torch.arange(length) + int(late)
-        day = step.div(self._per_day, rounding_mode="floor")
-        return step - day * self._per_day, day
-
     def _days(self, day: Tensor, most: int | None, generator: torch.Generator | None) -> Tensor:
         """Support days of every window ``[B, K]``, -1 where there are no more."""
-        candidates = torch.arange(self.num_days).expand(len(day), -1)
+        candidates = torch.arange(self.num_days, device=day.device).expand(day.size(0), -1)
         own = (candidates >= day[:, :1]) & (candidates <= day[:, -1:])
         if most is None:
             return candidates.masked_fill(own, -1)

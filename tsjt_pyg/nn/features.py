@@ -131,8 +131,9 @@ def check_window(
             f"{day_of_week.dtype} {list(day_of_week.shape)}"
         )
     check_edges(edge_index, edge_weight, x.size(2))
-    # What follows looks at values: free on the CPU, but on an accelerator it would wait for all work queued there.
-    if x.device.type != "cpu":
+    # What follows looks at values: free on the CPU, but on an accelerator it would wait for all work queued there, and
+    # a program that is exported cannot go one way or the other.
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         return
     # Hours or minutes would all look like midnight. One day more or less is the same time.
     if time_of_day is not None and not bool(((time_of_day > -1) & (time_of_day < 2)).all()):
@@ -176,7 +177,7 @@ def check_profile(
             f"profile_same_type must be bool {shape[:2]}, one a step of profile, found {same_type.dtype} "
             f"{list(same_type.shape)}"
         )
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
         _check_finite("profile", profile, "profile_mask", mask)
 
 

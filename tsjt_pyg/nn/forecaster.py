@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import Linear, Module, Sequential
 from tsjt_pyg.nn.adapters import CellAdapter, reset_cell
 from tsjt_pyg.nn.cell_stack import cells_of, check_decoder, check_stack, run_stack, stacked
 from tsjt_pyg.nn.city_embedding import CityEmbedding
+from tsjt_pyg.nn.export import export_forecaster
 from tsjt_pyg.nn.features import check_profile, check_window, clock_features, fill, horizon_clock, profile_features
 from tsjt_pyg.nn.heads import RecurrentHead, direct_head, reset_direct_head
 from tsjt_pyg.nn.node_prompting import NodePrompting
@@ -283,6 +285,32 @@ class Forecaster(Module):
             if typical is not None:
                 forecast = forecast + out[..., self.out_channels :] * typical[:, steps:, :, : self.out_channels]
         return level[..., : self.out_channels] + forecast if self.center else forecast
+
+    def export(self, path: str | Path) -> None:
+        """Writes the model as a program of :mod:`torch.export`, which is loaded and run where there is torch alone.
+
+        ``torch.export.load(path).module()`` takes what :meth:`forward` takes, by name and all of it but ``city``:
+        ``x``, ``edge_index``, ``edge_weight`` (ones for equal roads) and ``x_mask``, then ``time_of_day``,
+        ``day_of_week`` and the three of the profile where the model uses them. Any number of windows, nodes and edges,
+        on the CPU; with MSTGCN up to 300 nodes, beyond which the eigenvalue that it needs takes too long. Nothing looks
+        at the values: what is not observed has to be false in a mask. The file says the same as JSON under
+        ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`.
+
+        The numbers are those of the model in evaluation mode. The program is tried on another city before the file
+        appears.
+
+        Args:
+            path: The file to write, ``….pt2``.
+
+        Raises:
+            ValueError: If the model has parameters of the nodes of its cities (``city_embedding``), or a module in it
+                cannot be exported; names it.
+
+        Example:
+            >>> model.export("forecaster.pt2")
+            >>> forecast = torch.export.load("forecaster.pt2").module()(x=x, edge_index=edge_index, ...)
+        """
+        export_forecaster(self, path)
 
     def _of_nodes(self, city: str | None, nodes: int) -> Tensor | None:
         """The embeddings of the city's nodes, ``[N, channels]``."""

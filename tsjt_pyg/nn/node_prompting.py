@@ -284,7 +284,7 @@ class NodePrompting(MessagePassing):
         """``function`` of so many nodes ``[R, T, F]`` at a time, its results in one."""
         rows = _CPU_ROWS if x.device.type == "cpu" else _ACCELERATOR_ROWS
         whole = x.flatten(0, 1), neighbours.flatten(0, 1)
-        if whole[0].size(0) <= rows or torch.compiler.is_compiling():  # the compiler decides itself what to keep
+        if torch.compiler.is_compiling() or whole[0].size(0) <= rows:  # the compiler decides itself what to keep
             return list(function(*whole))
         results = []
         for piece in zip(*(part.split(rows) for part in whole), strict=True):

@@ -177,7 +177,7 @@ def _starts(group: Tensor, groups: int) -> Tensor:
     A sum of ones rather than :func:`torch.bincount`, whose output the compiler does not know the size of.
     """
     sizes = scatter(torch.ones_like(group), group, dim_size=groups, reduce="sum")
-    return torch.nn.functional.pad(sizes.cumsum(0)[:-1], (1, 0))
+    return sizes.cumsum(0) - sizes
 
 
 def _bag_sums(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None = None) -> Tensor:

@@ -57,6 +57,8 @@ def road_graph(edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -
     """
     if edge_weight is not None and edge_weight.requires_grad:
         return RoadGraph(edge_index, edge_weight, num_nodes)
+    if torch.compiler.is_exporting() and type(edge_index) is not Tensor:  # it stands for any city's, and has no memory
+        return RoadGraph(edge_index, edge_weight, num_nodes)
     tensors = [edge_index] if edge_weight is None else [edge_index, edge_weight]
     if any(tensor.is_inference() for tensor in tensors):  # they do not count their changes
         return RoadGraph(edge_index, edge_weight, num_nodes)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.export import Dim
 
 from ..data import City, StandardScaler, SupportProfile
-from ..data.clean import clean_readings
 from ..nn import Forecaster
+from ..nn.export import export_program
 from .checkpoint import load_checkpoint
-from .forecasting import forecast_windows
+from .city_forecaster import CityForecaster
 from .guard import SourceVerdict
 from .model_config import ModelConfig
 
@@ -83,38 +85,28 @@ class SavedModel:
 
         Args:
             readings: The last readings: one row a step (time as index, ascending), one column a node id in any order,
-                NaN where nothing was observed. Rows before the model's history are ignored.
+                NaN where nothing was observed. Rows before the model's history are ignored. A model with a support
+                profile sees that of the nearest times at which the visible days were read.
 
         Returns:
             One row a step of the horizon, columns in the order of ``readings``.
 
         Raises:
-            ValueError: If nodes are unknown or absent, time is not the model's interval, or the history is too short.
+            ValueError: If nodes are unknown, absent or there twice, nothing was observed, time is not the model's
+                interval, or the history is too short.
         """
         history, horizon = self.model.history, self.model.horizon
-        table = readings.rename(columns=str)
-        unknown = [node for node in table.columns if node not in set(self.node_ids)]
-        absent = [node for node in self.node_ids if node not in set(table.columns)]
-        if unknown:
+        order = self._order(readings.columns)
+        if len(readings) < history:
+            raise ValueError(f"readings: the model reads {history} steps, found {len(readings)} rows")
+        if not isinstance(readings.index, pd.DatetimeIndex):
+            raise ValueError(f"readings: the first column must hold the time of each row, found {readings.index[0]!r}")
+        if readings.index.tz is not None:
             raise ValueError(
-                f"readings: column {unknown[0]!r} is no node of {self.city_name} ({len(unknown)} unknown columns); its "
-                f"nodes are {', '.join(self.node_ids[:3])}, …"
-            )
-        if absent:
-            raise ValueError(
-                f"readings: there is no column for node {absent[0]!r} ({len(absent)} of {len(self.node_ids)} absent); "
-                "add it, empty where nothing was observed"
-            )
-        if len(table) < history:
-            raise ValueError(f"readings: the model reads {history} steps, found {len(table)} rows")
-        if not isinstance(table.index, pd.DatetimeIndex):
-            raise ValueError(f"readings: the first column must hold the time of each row, found {table.index[0]!r}")
-        if table.index.tz is not None:
-            raise ValueError(
-                f"readings: the times are in {table.index.tz}; the model knows local time, so convert them and drop "
+                f"readings: the times are in {readings.index.tz}; the model knows local time, so convert them and drop "
                 "the zone (index.tz_convert(zone).tz_localize(None))"
             )
-        table = table.iloc[-history:]
+        table = readings.iloc[-history:]
         gaps = table.index[1:] - table.index[:-1]
         wrong = np.flatnonzero(np.asarray(gaps != self.interval))
         if len(wrong):
@@ -123,15 +115,117 @@ class SavedModel:
                 f"readings: {before} is followed by {table.index[wrong[0] + 1]}; the model's interval is "
                 f"{self.interval}, without gaps (leave a row empty where nothing was observed)"
             )
-        values = table[self.node_ids].apply(pd.to_numeric).to_numpy(dtype=np.float32)
-        # The horizon is unknown: empty rows stand for it, so that the city has exactly one window.
+        if any(dtype.kind not in "fiub" for dtype in table.dtypes.unique()):
+            table = table.apply(pd.to_numeric)
+        values = np.empty((history, len(order)), np.float32)
+        values[:, order] = table.to_numpy(dtype=np.float32, na_value=np.nan)
         if np.isnan(values).all():
             raise ValueError(f"readings: nothing was observed in the last {history} rows, so there is nothing to go by")
-        clean = clean_readings(np.concatenate([values, np.full((horizon, values.shape[1]), np.nan, np.float32)]))
-        windows = self._city(clean.readings, clean.mask, table.index[0]).windows(history, horizon)
-        _, forecast = next(forecast_windows(self.model, windows, self.scaler, support=self.support))
-        time = pd.date_range(table.index[-1] + self.interval, periods=horizon, freq=self.interval, name="time")
-        return pd.DataFrame(forecast[0, :, :, 0].numpy(), index=time, columns=self.node_ids)[list(table.columns)]
+        if np.isinf(values).any():
+            step, node = np.argwhere(np.isinf(values))[0]
+            raise ValueError(
+                f"readings: found {values[step, node]} at {table.index[step]}, node {self.node_ids[node]!r}; readings "
+                "must be finite, and empty where nothing was observed"
+            )
+        last = table.index[-1]
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            seconds = torch.tensor([(last - pd.Timestamp(0)) // pd.Timedelta(seconds=1)])
+            forecast = self.city_forecaster(torch.from_numpy(values)[None].to(device), seconds)[0].cpu().numpy()
+        time = pd.date_range(last + self.interval, periods=horizon, freq=self.interval, name="time")
+        return pd.DataFrame(forecast[:, order], index=time, columns=readings.columns.map(str))
+
+    def export(self, path: str | Path) -> None:
+        """Writes model, scaler, road network and visible days as one program of :mod:`torch.export`.
+
+        It is loaded and run where there is torch alone: ``torch.export.load(path).module()`` takes, by name,
+        ``readings`` float32 ``[windows, history, nodes]`` in original units, NaN where nothing was observed, and
+        ``time`` int64 ``[windows]``, the local time of each last reading in seconds since 1970-01-01 00:00, and gives
+        the forecasts ``[windows, horizon, nodes]`` in original units: those of :meth:`forecast`. The file says the same
+        as JSON under ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`, with the nodes' ids in
+        order, interval and unit. The program looks at no values: a window without a single reading is forecast, too.
+
+        Args:
+            path: The file to write, ``….pt2``.
+
+        Raises:
+            ValueError: If a module in the model cannot be exported; names it.
+        """
+        config, nodes = self.model, len(self.node_ids)
+        windows = Dim("windows", min=1)
+        inputs = {
+            "readings": {
+                "shape": ["windows", config.history, nodes],
+                "dtype": "float32",
+                "meaning": f"{self.channel} in {self.unit}, NaN where nothing was observed; nodes in order of node_ids",
+            },
+            "time": {
+                "shape": ["windows"],
+                "dtype": "int64",
+                "meaning": "local time of each last reading, in seconds since 1970-01-01 00:00",
+            },
+        }
+        about = {
+            "format": "tsjt_pyg.city_forecaster/1",
+            "torch": str(torch.__version__),
+            "city": self.city_name,
+            "channel": self.channel,
+            "unit": self.unit,
+            "interval_seconds": self.interval.total_seconds(),
+            "history": config.history,
+            "horizon": config.horizon,
+            "node_ids": self.node_ids,
+            "inputs": inputs,
+            "output": {
+                "shape": ["windows", config.horizon, nodes],
+                "dtype": "float32",
+                "meaning": f"forecast of {self.channel} in {self.unit}, one step of the interval after the other",
+            },
+        }
+        shapes = {name: {0: windows} for name in inputs}
+        export_program(self.city_forecaster, path, self._example(3), [self._example(1)], shapes, about)
+
+    def _example(self, windows: int) -> dict[str, torch.Tensor]:
+        """Any readings at any time, a few of them missing."""
+        generator = torch.Generator().manual_seed(windows)
+        drawn = torch.randn(windows, self.model.history, len(self.node_ids), generator=generator)
+        readings = self.scaler.inverse_transform(drawn.unsqueeze(-1)).squeeze(-1)
+        seconds = int((pd.Timestamp("2024-03-08") - pd.Timestamp(0)).total_seconds())
+        time = seconds + 3600 * torch.randint(240, (windows,), generator=generator)
+        return {"readings": readings.masked_fill(drawn > 2.0, torch.nan), "time": time}
+
+    @cached_property
+    def city_forecaster(self) -> CityForecaster:
+        """The model for raw readings, as :meth:`forecast` and :meth:`export` use it."""
+        roads = self.edge_index, self.edge_weight
+        return CityForecaster(self.model, self.scaler, *roads, self.interval, self.support).eval()
+
+    @cached_property
+    def _nodes(self) -> pd.Index:
+        return pd.Index(self.node_ids, dtype=object)
+
+    def _order(self, columns: pd.Index) -> np.ndarray:
+        """The node of each column, by its number."""
+        names = columns.map(str)
+        order: np.ndarray = self._nodes.get_indexer(names)
+        unknown = np.flatnonzero(order < 0)
+        if len(unknown):
+            raise ValueError(
+                f"readings: column {names[unknown[0]]!r} is no node of {self.city_name} ({len(unknown)} unknown "
+                f"columns); its nodes are {', '.join(self.node_ids[:3])}, …"
+            )
+        times = np.bincount(order, minlength=len(self.node_ids))
+        absent = np.flatnonzero(times == 0)
+        if len(absent):
+            raise ValueError(
+                f"readings: there is no column for node {self.node_ids[absent[0]]!r} ({len(absent)} of "
+                f"{len(self.node_ids)} absent); add it, empty where nothing was observed"
+            )
+        if len(names) > len(times):
+            raise ValueError(
+                f"readings: node {self.node_ids[times.argmax()]!r} has {times.max()} columns, expected one"
+            )
+        return order
 
     def _city(self, readings: torch.Tensor, mask: torch.Tensor, start: pd.Timestamp) -> City:
         """Readings of the target city."""

@@ -73,30 +73,42 @@ def _random_walks(graph: RoadGraph, x: Tensor, merge: bool) -> tuple[Propagation
     BatchedDConv (``merge=False``) does run with parallel and zero-weight edges: each is walked on its own. It gives inf
     where all edges out of a node weigh nothing: those are dropped.
     """
-    nodes, edge_index, weight = graph.num_nodes, graph.edge_index, graph.weight(x.dtype)
+    nodes, (row, col), weight = graph.num_nodes, graph.edge_index, graph.weight(x.dtype)
     if weight is None:
-        weight = x.new_ones(edge_index.size(1))
+        weight = x.new_ones(row.size(0))
+    # No number of edges depends on the values: an exported program has to know it. An edge that is not walked is
+    # behind the others and weighs nothing.
     if merge:
-        key, position = torch.unique(edge_index[0] * nodes + edge_index[1], return_inverse=True)
-        summed = scatter(weight, position, dim_size=key.numel(), reduce="sum")
-        if key.numel() < weight.numel() or bool((summed == 0).any()):
-            key, weight = key[summed != 0], summed[summed != 0]
-            edge_index = torch.stack([key // nodes, key % nodes])
+        key, order = (row * nodes + col).sort(stable=True)
+        first = torch.diff(key, prepend=key.new_full((1,), -1)) != 0
+        summed = torch.zeros_like(weight).index_add(0, first.cumsum(0) - 1, weight[order])[first.cumsum(0) - 1]
+        walked = first & (summed != 0)
+        plain = walked.all()
+        walked = walked | plain
+        row, col = (torch.where(plain, end, end[order]) for end in (row, col))
+        weight = torch.where(plain, weight, summed)
     else:
-        leading = _degree(weight, edge_index[0], nodes)[edge_index[0]] != 0
-        edge_index, weight = edge_index[:, leading], weight[leading]
-    sources_only = (_degree(weight, edge_index[1], nodes) == 0) & (_degree(weight, edge_index[0], nodes) != 0)
-    if bool(sources_only.any()):
-        loops = sources_only.nonzero().flatten()
-        edge_index = torch.cat([edge_index, torch.stack([loops, loops])], dim=1)
-        weight = torch.cat([weight, weight.new_ones(loops.numel())])
-        order = (edge_index[0] * nodes + edge_index[1]).argsort()
-        edge_index, weight = edge_index[:, order], weight[order]
-    row, col = edge_index
-    outward = Propagation(edge_index, _degree(weight, row, nodes).reciprocal()[row], nodes)
-    reverse = edge_index.flip(0)[:, (col * nodes + row).argsort()]
-    inward = Propagation(reverse, _degree(weight, col, nodes).reciprocal()[row], nodes)
-    return outward, inward
+        walked = _degree(weight, row, nodes)[row] != 0
+    row, col, weight, walked = _ordered((~walked).long(), row, col, torch.where(walked, weight, 0.0), walked)
+    sources_only = (_degree(weight, col, nodes) == 0) & (_degree(weight, row, nodes) != 0)
+    loops = torch.arange(nodes, device=row.device)
+    row, col = torch.cat([row, loops]), torch.cat([col, loops])
+    weight, walked = torch.cat([weight, sources_only.to(weight.dtype)]), torch.cat([walked, sources_only])
+    by_row = torch.where(walked, row * nodes + col, nodes * nodes)
+    as_it_is = torch.arange(row.size(0), device=row.device)
+    key = torch.where(sources_only.any(), by_row, as_it_is)
+    row, col, weight, walked = _ordered(key, row, col, weight, walked)
+    outward, inward = (_degree(weight, end, nodes) for end in (row, col))
+    outward, inward = (
+        torch.where(walked, degree.masked_fill(degree == 0, 1.0).reciprocal()[row], 0.0) for degree in (outward, inward)
+    )
+    reverse = torch.stack(_ordered(torch.where(walked, col * nodes + row, nodes * nodes), col, row))
+    return Propagation(torch.stack([row, col]), outward, nodes), Propagation(reverse, inward, nodes)
+
+
+def _ordered(key: Tensor, *tensors: Tensor) -> list[Tensor]:
+    order = key.argsort(stable=True)
+    return [tensor[order] for tensor in tensors]
 
 
 def _degree(weight: Tensor, index: Tensor, nodes: int) -> Tensor:

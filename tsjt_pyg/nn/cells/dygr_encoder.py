@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.utils import scatter
 
 from ..propagation import Propagation
 from ..recurrences import State, Steps
@@ -47,7 +48,8 @@ def _aggregated(conv: Any, features: Tensor, graph: RoadGraph) -> Tensor:
         if weight is None:
             weight = features.new_ones(target.numel())
         if conv.aggr == "mean":
-            weight = weight / torch.bincount(target, minlength=graph.num_nodes)[target]
+            ones = torch.ones_like(weight)  # torch.bincount would not say how many it counts
+            weight = weight / scatter(ones, target, dim_size=graph.num_nodes, reduce="sum")[target]
         return Propagation(graph.edge_index, weight, graph.num_nodes)
 
     return graph.operator(("messages", conv.aggr, dtype), build)(features)

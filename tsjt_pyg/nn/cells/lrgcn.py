@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.utils import scatter
 
 from ..basis import Basis, Term
 from ..propagation import Propagation
@@ -47,7 +48,8 @@ def _relational_basis(num_relations: int, x: Tensor, graph: RoadGraph) -> Basis:
         means = []
         for number in range(num_relations):
             index = graph.edge_index[:, relation == number]
-            count = torch.bincount(index[1], minlength=graph.num_nodes).to(x.dtype)
+            ones = x.new_ones(index.size(1))  # torch.bincount would not say how many it counts
+            count = scatter(ones, index[1], dim_size=graph.num_nodes, reduce="sum")
             means.append(Propagation(index, count.reciprocal()[index[1]], graph.num_nodes))
         return means
 

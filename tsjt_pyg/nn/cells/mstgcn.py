@@ -71,7 +71,7 @@ def _chebyshev_conv(conv: Any, x: Tensor, graph: RoadGraph) -> Tensor:
     return torch.nn.functional.linear(torch.cat(terms, dim=-1), weight, conv.bias)
 
 
-def _largest_eigenvalue(graph: RoadGraph) -> float:
+def _largest_eigenvalue(graph: RoadGraph) -> float | Tensor:
     """Of the Laplacian without weights, as PyG's ``LaplacianLambdaMax`` finds it, but always the same: the solver would
     start from a random vector. Without roads it is zero, by which nobody can divide: then 1.
 
@@ -79,6 +79,13 @@ def _largest_eigenvalue(graph: RoadGraph) -> float:
     largest degree where the solver does not converge, as along a one-way road: it only scales the Laplacian.
     """
     index, nodes = graph.edge_index, graph.num_nodes
+    if torch.compiler.is_exporting():  # the program finds it anew for every road network, of EXACT nodes at most
+        roads = (index[0] != index[1]).to(torch.float64)
+        degree = roads.new_zeros(nodes).index_add(0, index[0], roads)
+        joined = roads.new_zeros(nodes * nodes).index_add(0, index[0] * nodes + index[1], roads)
+        values = torch.linalg.eigvals(torch.diag(degree) - joined.view(nodes, nodes))
+        largest = values.gather(0, values.abs().argmax(keepdim=True)).real
+        return torch.where(roads.any(), largest.squeeze(0), 1.0)
     if not bool((index[0] != index[1]).any()):
         return 1.0
     index, weight = get_laplacian(index, index.new_ones(index.size(1), dtype=torch.float64), num_nodes=nodes)
