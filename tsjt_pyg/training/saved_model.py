@@ -96,7 +96,7 @@ class SavedModel:
                 interval, or the history is too short.
         """
         history, horizon = self.model.history, self.model.horizon
-        order = self._order(readings.columns)
+        names, order = self._order(readings.columns)
         if len(readings) < history:
             raise ValueError(f"readings: the model reads {history} steps, found {len(readings)} rows")
         if not isinstance(readings.index, pd.DatetimeIndex):
@@ -133,17 +133,17 @@ class SavedModel:
             seconds = torch.tensor([(last - pd.Timestamp(0)) // pd.Timedelta(seconds=1)])
             forecast = self.city_forecaster(torch.from_numpy(values)[None].to(device), seconds)[0].cpu().numpy()
         time = pd.date_range(last + self.interval, periods=horizon, freq=self.interval, name="time")
-        return pd.DataFrame(forecast[:, order], index=time, columns=readings.columns.map(str))
+        return pd.DataFrame(forecast[:, order], index=time, columns=names)
 
     def export(self, path: str | Path) -> None:
         """Writes model, scaler, road network and visible days as one program of :mod:`torch.export`.
 
         It is loaded and run where there is torch alone: ``torch.export.load(path).module()`` takes, by name,
         ``readings`` float32 ``[windows, history, nodes]`` in original units, NaN where nothing was observed, and
-        ``time`` int64 ``[windows]``, the local time of each last reading in seconds since 1970-01-01 00:00, and gives the forecasts
-        ``[windows, horizon, nodes]`` in original units: those of :meth:`forecast`. The file says the same as JSON under
-        ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`, with the nodes' ids in order, interval
-        and unit. The program looks at no values: a window without a single reading is forecast, too.
+        ``time`` int64 ``[windows]``, the local time of each last reading in seconds since 1970-01-01 00:00, and gives
+        the forecasts ``[windows, horizon, nodes]`` in original units: those of :meth:`forecast`. The file says the same
+        as JSON under ``about.json``, one of the ``extra_files`` of :func:`torch.export.load`, with the nodes' ids in
+        order, interval and unit. The program looks at no values: a window without a single reading is forecast, too.
 
         Args:
             path: The file to write, ``….pt2``.
@@ -204,10 +204,18 @@ class SavedModel:
     def _nodes(self) -> pd.Index:
         return pd.Index(self.node_ids, dtype=object)
 
-    def _order(self, columns: pd.Index) -> np.ndarray:
-        """The node of each column, by its number."""
+    @cached_property
+    def _orders(self) -> list[tuple[pd.Index, pd.Index, np.ndarray]]:
+        """The last columns that were forecast, and what was found of them: most feeds have the same every time."""
+        return []
+
+    def _order(self, columns: pd.Index) -> tuple[pd.Index, np.ndarray]:
+        """The columns as text, and the node of each by its number."""
+        for known, names, order in self._orders:
+            if known.equals(columns):
+                return names, order
         names = columns.map(str)
-        order: np.ndarray = self._nodes.get_indexer(names)
+        order = self._nodes.get_indexer(names)
         unknown = np.flatnonzero(order < 0)
         if len(unknown):
             raise ValueError(
@@ -225,7 +233,8 @@ class SavedModel:
             raise ValueError(
                 f"readings: node {self.node_ids[times.argmax()]!r} has {times.max()} columns, expected one"
             )
-        return order
+        self._orders[:] = [(columns, names, order)]
+        return names, order
 
     def _city(self, readings: torch.Tensor, mask: torch.Tensor, start: pd.Timestamp) -> City:
         """Readings of the target city."""
