@@ -36,11 +36,11 @@ def test_a_tiny_run_writes_the_table(benchmark, monkeypatch, tmp_path, capsys):
 
 
 def test_rows_are_quantiles_of_each_way_and_number_of_threads(benchmark):
-    milliseconds = [number / 1e3 for number in range(1, 102)]
+    milliseconds = [(number / 1e3, 0.002) for number in range(1, 102)]
     times = dict.fromkeys(benchmark.WAYS, milliseconds)
-    rows = benchmark.rows_of(2_000, {1: times, 2: {**times, benchmark.PROCESS: [0.5]}})
-    assert rows[0] == [benchmark.FORWARD, "2,000", "1", "51.0", "96.0", "100.0", "101", "not measured"]
-    assert rows[-1] == [benchmark.PROCESS, "2,000", "2", "500.0", "too few", "too few", "1", "not measured"]
+    rows = benchmark.rows_of(2_000, {1: times, 2: {**times, benchmark.PROCESS: [(0.5, 0.25)]}})
+    assert rows[0] == [benchmark.FORWARD, "2,000", "1", "51.0", "96.0", "100.0", "2.0", "101", "not measured"]
+    assert rows[-1] == [benchmark.PROCESS, "2,000", "2", "500.0", "too few", "too few", "250.0", "1", "not measured"]
 
 
 def test_a_way_that_forecasts_something_else_is_found(benchmark):

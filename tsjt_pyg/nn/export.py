@@ -93,10 +93,15 @@ def export_program(
         # Of tensors that are parts of others, which are written all the same, and of torch.nn.GRU's own bookkeeping.
         warnings.filterwarnings("ignore", category=UserWarning, module="torch|contextlib")
         expected = [model(**inputs) for inputs in others]
-        # What torch cannot prove of all sizes, the program checks of those it is given.
-        deferred = {"prefer_deferred_runtime_asserts_over_guards": True}
         try:
-            program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False, **deferred)
+            program = torch.export.export(
+                model,
+                (),
+                example,
+                dynamic_shapes=shapes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,  # what torch cannot prove, the program checks
+            )
         except Exception as error:  # torch raises what it met: its own errors, those of the module, asserts
             raise ValueError(
                 f"{_culprit(model, error.__traceback__)}: torch.export cannot follow it ("

@@ -60,7 +60,7 @@ class CityForecaster(Module):
     def forward(self, readings: Tensor, time: Tensor) -> Tensor:
         model, x = self.model, readings.unsqueeze(-1)
         if x.device != self._roads[0].device:
-            self._roads = tuple(tensor.to(x.device) for tensor in self._roads)
+            self._roads = self._roads[0].to(x.device), self._roads[1].to(x.device)
         observed = torch.isfinite(x)
         steps = torch.arange(1 - model.history, 1, device=time.device) * self.interval
         seconds = time[:, None] + steps

@@ -96,7 +96,7 @@ class SavedModel:
                 interval, or the history is too short.
         """
         history, horizon = self.model.history, self.model.horizon
-        order = self._order(readings.columns)
+        names, order = self._order(readings.columns)
         if len(readings) < history:
             raise ValueError(f"readings: the model reads {history} steps, found {len(readings)} rows")
         if not isinstance(readings.index, pd.DatetimeIndex):
@@ -133,7 +133,7 @@ class SavedModel:
             seconds = torch.tensor([(last - pd.Timestamp(0)) // pd.Timedelta(seconds=1)])
             forecast = self.city_forecaster(torch.from_numpy(values)[None].to(device), seconds)[0].cpu().numpy()
         time = pd.date_range(last + self.interval, periods=horizon, freq=self.interval, name="time")
-        return pd.DataFrame(forecast[:, order], index=time, columns=readings.columns.map(str))
+        return pd.DataFrame(forecast[:, order], index=time, columns=names)
 
     def export(self, path: str | Path) -> None:
         """Writes model, scaler, road network and visible days as one program of :mod:`torch.export`.
@@ -204,10 +204,18 @@ class SavedModel:
     def _nodes(self) -> pd.Index:
         return pd.Index(self.node_ids, dtype=object)
 
-    def _order(self, columns: pd.Index) -> np.ndarray:
-        """The node of each column, by its number."""
+    @cached_property
+    def _orders(self) -> list[tuple[pd.Index, pd.Index, np.ndarray]]:
+        """The last columns that were forecast, and what was found of them: most feeds have the same every time."""
+        return []
+
+    def _order(self, columns: pd.Index) -> tuple[pd.Index, np.ndarray]:
+        """The columns as text, and the node of each by its number."""
+        for known, names, order in self._orders:
+            if known.equals(columns):
+                return names, order
         names = columns.map(str)
-        order: np.ndarray = self._nodes.get_indexer(names)
+        order = self._nodes.get_indexer(names)
         unknown = np.flatnonzero(order < 0)
         if len(unknown):
             raise ValueError(
@@ -225,7 +233,8 @@ class SavedModel:
             raise ValueError(
                 f"readings: node {self.node_ids[times.argmax()]!r} has {times.max()} columns, expected one"
             )
-        return order
+        self._orders[:] = [(columns, names, order)]
+        return names, order
 
     def _city(self, readings: torch.Tensor, mask: torch.Tensor, start: pd.Timestamp) -> City:
         """Readings of the target city."""
