@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,10 @@ from ..optim import SkewHistory, TargetSkewedOptimizer
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
 from .model_state import load_model_state, model_state
+from .skipped_steps import MAX_SKIPPED, blame, nan_gradient_unless_finite, step_if_finite
 from .strategies import StepPlan, Strategy
+
+logger = logging.getLogger(__name__)
 
 AVERAGE_RATE = 0.02
 """Of the running average of the parameters: it looks back over about fifty steps."""
@@ -34,6 +38,7 @@ class TrainingRun:
         validation: Windows that choose the checkpoint.
         averaged: Whether the running average of the parameters after the last step is the result, whatever the
             validation says.
+        max_skipped: Steps in a row that may be left out, because they are not finite, before the training stops.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class TrainingRun:
         batches: TrainingBatches,
         validation: Windows,
         averaged: bool = False,
+        max_skipped: int = MAX_SKIPPED,
     ) -> None:
         self.model, self.strategy, self.steps = model, strategy, steps
         self.batches, self.validation, self.max_grad_norm = batches, validation, max_grad_norm
@@ -63,6 +69,7 @@ class TrainingRun:
         else:
             self.optimizer = base(model.parameters(), lr=lr)  # type: ignore[call-arg]
         self.step = 0
+        self.max_skipped, self.skipped_steps, self.skipped_in_a_row = max_skipped, 0, 0
         self.best_step, self.best_loss = 0, math.inf
         self.best_model: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = self._copy() if averaged else {}
@@ -75,9 +82,14 @@ class TrainingRun:
         return plan if self.batches.sources else StepPlan(0.0, 1.0)
 
     def train_step(self) -> None:
+        """A step, unless its gradient is not finite: then nothing changes but the number of the step.
+
+        Raises:
+            FloatingPointError: If ``max_skipped`` steps in a row were not; it names the city and the window.
+        """
         plan = self.plan()
         losses = {
-            source: self.loss(source)
+            source: nan_gradient_unless_finite(self.loss(source))
             for source, weight in ((True, plan.source_weight), (False, plan.target_weight))
             if weight > 0
         }
@@ -87,11 +99,14 @@ class TrainingRun:
         else:
             weights = {True: plan.source_weight, False: plan.target_weight}
             torch.stack([weights[source] * loss for source, loss in losses.items()]).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self.optimizer.step()
+        taken = step_if_finite(self.optimizer, self.model.parameters(), self.max_grad_norm)
+        self.step += 1
+        if not taken:
+            self._skip(list(losses))
+            return
+        self.skipped_in_a_row = 0
         for source, loss in losses.items():
             self._losses["source_loss" if source else "target_loss"].append(loss.detach())
-        self.step += 1
         # The first steps are forgotten sooner, so that the initial parameters do not linger.
         rate = max(AVERAGE_RATE, 1 - self.step / (self.step + 9))
         now = model_state(self.model)
@@ -100,6 +115,15 @@ class TrainingRun:
                 value.lerp_(now[name], rate)
             else:
                 value.copy_(now[name])
+
+    def _skip(self, kinds: list[bool]) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise FloatingPointError(
+                f"training: {self.skipped_in_a_row} steps in a row were left out, because losses or gradients are not "
+                f"finite; the last, step {self.step}: {blame(self.model, self.batches, self.step - 1, kinds)}"
+            )
 
     def loss(self, source: bool) -> Tensor:
         """The loss of the next step's source or target batch."""
@@ -119,11 +143,15 @@ class TrainingRun:
             load_model_state(self.model, trained)
         means = {name: torch.stack(v).mean().item() if v else None for name, v in self._losses.items()}
         self._losses = {name: [] for name in self._losses}
-        if not math.isfinite(loss) or any(m is not None and not math.isfinite(m) for m in means.values()):
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is not finite after step {self.step} ({means}, validation {loss}); lower lr (--lr)"
+                f"the validation loss of {self.validation.city.name} is {loss} after step {self.step} ({means}); lower "
+                "lr (--lr)"
             )
-        self.log.append({"step": self.step, **means, "validation_loss": loss})
+        skipped = self.skipped_steps - sum(int(entry["skipped_steps"] or 0) for entry in self.log)
+        if skipped:
+            logger.warning("%d steps up to step %d were left out: they are not finite", skipped, self.step)
+        self.log.append({"step": self.step, **means, "validation_loss": loss, "skipped_steps": skipped})
         if self.average or loss < self.best_loss:
             self.best_step, self.best_loss = self.step, loss
             self.best_model = {name: value.clone() for name, value in (self.average or self._copy()).items()}
@@ -160,6 +188,7 @@ class TrainingRun:
             "average": self.average,
             "log": self.log,
             "losses": self._losses,
+            "skipped": [self.skipped_steps, self.skipped_in_a_row],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
@@ -171,6 +200,7 @@ class TrainingRun:
         if self.conflict is not None:
             self.conflict.load_state_dict(state["conflict"])
         self.step, self.log = state["step"], state["log"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped"]
         device = next(self.model.parameters()).device
         self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
         self.best_model, self.best_step, self.best_loss = state["best_model"], state["best_step"], state["best_loss"]

@@ -21,6 +21,7 @@ from .batches import TrainingBatches
 from .guard import SourceVerdict, guard_steps, judge_sources
 from .model_state import load_model_state, model_state, window_size
 from .run_folder import RunFolder
+from .skipped_steps import MAX_SKIPPED
 from .strategies import Strategy, get_strategy
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class FitResult:
         strategy: What was trained.
         best_step: Optimizer steps of the chosen checkpoint.
         validation_loss: Its masked MAE on the validation day, in standard deviations of the training days.
-        log: One entry an evaluation: step, source and target loss since the last, validation loss.
+        log: One entry an evaluation: step, source and target loss since the last, validation loss, skipped steps since
+            the last.
         stats: :meth:`~tsjt_pyg.optim.TargetSkewedOptimizer.stats`, empty for strategies without a filter.
         conflict: Cosine, conflict, norms and kappa of every step, as from
             :meth:`~tsjt_pyg.optim.SkewHistory.to_frame`; None for strategies without a filter.
@@ -59,6 +61,7 @@ class FitResult:
         last_model: State of the model after the last step.
         verdicts: What the guard found of each source; empty for strategies without one.
         guard_seconds: Of ``seconds``, what the guard took.
+        skipped_steps: Steps that were left out because a loss or gradient was not finite.
         blocks: The blocks of the target's nodes that it was trained in, to forecast it in; None where every batch held
             the whole city.
     """
@@ -76,6 +79,7 @@ class FitResult:
     last_model: dict[str, Tensor] = field(default_factory=dict)
     verdicts: list[SourceVerdict] = field(default_factory=list)
     guard_seconds: float = 0.0
+    skipped_steps: int = 0
     blocks: NodeBlocks | None = None
 
 
@@ -113,6 +117,7 @@ def fit(
     seed: int = 0,
     base: type[torch.optim.Optimizer] = torch.optim.Adam,
     max_grad_norm: float = 5.0,
+    max_skipped: int = MAX_SKIPPED,
     validation_days: float = 1.0,
     evaluations: int = 15,
     nodes_per_batch: int | None = None,
@@ -142,6 +147,8 @@ def fit(
         seed: Seed of the loaders.
         base: Optimizer class.
         max_grad_norm: Gradients longer than this are shortened to it.
+        max_skipped: Steps in a row that may be left out, because a loss or gradient is not finite, before the training
+            stops with an error. What is left out changes neither parameters nor moments nor their running average.
         validation_days: How much of the end of the visible days chooses the checkpoint.
         evaluations: The validation day is forecast before the first step, every ``steps // evaluations`` steps, at the
             end of a pre-training and after the last step; a strategy of twice the steps does it twice as often.
@@ -162,13 +169,15 @@ def fit(
     Raises:
         ValueError: If cities do not fit each other or the model, the visible days are too few, or what should be
             resumed is damaged or another run; the error says what differs.
-        FloatingPointError: If the loss is no longer finite.
+        FloatingPointError: If ``max_skipped`` steps in a row were not finite, or the validation loss is not; it names
+            the city and the window.
         OSError: If a checkpoint cannot be written; those before it stay good.
         TrainingStopped: If ``stop`` said so.
     """
     started = time.perf_counter()
     strategy = get_strategy(strategy)
     counts = {"steps": steps, "batch_size": batch_size, "checkpoint_every": checkpoint_every, "keep": keep}
+    counts["max_skipped"] = max_skipped
     for argument, value in counts.items():
         if value < 1:
             raise ValueError(f"{argument}: expected at least 1, found {value}")
@@ -228,6 +237,7 @@ def fit(
         batches=batches,
         validation=validation.windows(history, horizon, stride),
         averaged=strategy.average and bool(taken),
+        max_skipped=max_skipped,
         **optimizing,
     )
     if folder is not None and saved is not None:
@@ -277,6 +287,7 @@ def fit(
         verdicts=verdicts,
         guard_seconds=guard_seconds,
         blocks=batches.target.blocks,
+        skipped_steps=run.skipped_steps,
     )
 
 
