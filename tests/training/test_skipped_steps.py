@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tsjt_pyg.optim import TargetSkewedOptimizer
-from tsjt_pyg.training import STRATEGIES, ModelConfig, Strategy, fit
+from tsjt_pyg.training import STRATEGIES, ModelConfig, fit
 from tsjt_pyg.training.batches import TrainingBatches
 from tsjt_pyg.training.losses import masked_mae
 from tsjt_pyg.training.run import TrainingRun
@@ -34,7 +34,7 @@ class BreaksAt(torch.nn.Module):
     def forward(self, x, edge_index, edge_weight, **known):
         forecast = self.inner(x, edge_index, edge_weight, **known)
         if self.mark is not None:
-            return torch.where((x > self.mark).any(), forecast * self.factor, forecast)
+            return forecast * self.factor if (x > self.mark).any() else forecast
         if self.training:
             self.count += 1
             return forecast * self.factor if self.count in self.passes else forecast
@@ -64,10 +64,8 @@ def run_of(model, visible, sources, strategy, averaged=False, **more):
 
 
 def what_is_learned(run):
-    state = run.state()
-    return copy.deepcopy({key: state[key] for key in ("model", "average", "losses")}), copy.deepcopy(
-        {key: {k: v for k, v in value.items()} for key, value in run.optimizer.state_dict()["state"].items()}
-    )
+    state, moments = run.state(), run.optimizer.state_dict()["state"]
+    return copy.deepcopy({"moments": moments, **{key: state[key] for key in ("model", "average", "losses")}})
 
 
 def same(one, other):
@@ -86,13 +84,13 @@ def test_a_step_that_is_not_finite_changes_no_parameter_moment_or_average(task, 
     strategy = STRATEGIES[strategy]
     if kind == "source" and not strategy.uses_sources:
         pytest.skip("it has no source loss")
-    passes = 2 * strategy.uses_sources + (kind == "target") + (not strategy.uses_sources)
     model = BreaksAt()
     run = run_of(model, visible, sources if strategy.uses_sources else [], strategy, averaged=True)
     for _ in range(3):
         run.train_step()
     before = what_is_learned(run)
-    model.passes, model.factor = (model.count + 1 + (passes == 3),), factor
+    second = strategy.uses_sources and kind == "target"  # of a step's two passes the source's comes first
+    model.passes, model.factor = (model.count + 1 + second,), factor
     run.train_step()
     assert same(before, what_is_learned(run))
     assert (run.step, run.skipped_steps, run.skipped_in_a_row) == (4, 1, 1)
@@ -134,14 +132,13 @@ def test_a_step_more_or_less_does_not_change_the_others(task):
 
 
 def test_too_many_in_a_row_end_in_an_error_that_names_the_source_and_the_window(task):
-    visible, (north, south) = task
+    visible, (north, _) = task
     late = north.readings.clone()
-    late[100:] = 1e9  # scaled, far above what the model can take
+    late[130:] = 1e9  # the last hours: scaled, the only ones far above 1
     bad = replace(north, readings=late.masked_fill(~north.mask, 0.0))
-    model = BreaksAt(mark=0.9)
-    model.inner.requires_grad_(True)
+    model = BreaksAt(mark=2.5)
     with pytest.raises(FloatingPointError) as caught:
-        fit(model, visible, [replace(bad, name="broken feed")], Strategy("p"), max_skipped=4, **SETTINGS)
+        fit(model, visible, [replace(bad, name="broken feed")], "pooled", max_skipped=4, **{**SETTINGS, "steps": 200})
     found = re.fullmatch(
         r"training: 4 steps in a row were left out, because losses or gradients are not finite; the last, step (\d+): "
         r"of source city broken feed, window (\d+) from (\S+ \S+) to (\S+ \S+) \((\d+) of the 8 windows of its batch\)"
@@ -158,7 +155,7 @@ def test_too_many_in_a_row_end_in_an_error_that_names_the_source_and_the_window(
     assert found[3] == str(begin)
     assert found[4] == str(begin + 8 * bad.interval)
     x = city.scaler.transform(city.windows.x[number], city.windows.x_mask[number])
-    assert (x > 0.9).any()
+    assert (x > 2.5).any()
 
 
 def test_a_target_window_is_named_too(task):
@@ -172,8 +169,6 @@ def test_a_target_window_is_named_too(task):
 
 def test_parameters_that_diverged_are_blamed_before_any_city(task):
     visible, _ = task
-    with pytest.raises(FloatingPointError, match=r"diverged; lower lr \(--lr\)|validation loss of target is .*lower lr"):
-        fit(BreaksAt(), visible, [], "target_only", **{**SETTINGS, "lr": 1e38, "evaluations": 1})
     model = BreaksAt()
     torch.nn.init.constant_(next(model.inner.parameters()), math.inf)
     batches = TrainingBatches(model, visible, [], 3, 8, 0)

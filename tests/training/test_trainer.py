@@ -267,6 +267,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"lr": 0.0}, "lr: expected a positive"),
         ({"keep": 0}, "keep: expected at least 1, found 0"),
+        ({"lr": math.nan}, "lr: expected a positive"),
+        ({"lr": 1e38}, r"lr: expected a positive learning rate, at most 1e\+06, found 1e\+38"),
         ({"evaluations": 0}, "evaluations: expected at least 1"),
         ({"max_skipped": 0}, "max_skipped: expected at least 1, found 0"),
         ({"validation_days": 3}, "none is left to learn from; show more days"),

@@ -32,6 +32,9 @@ MOST_SUPPORT_DAYS = 7
 VALIDATION_WINDOWS = 48
 """Windows that choose the checkpoint, evenly spread: neighbours in time say nearly the same."""
 
+LARGEST_LR = 1e6
+"""Far beyond all use; torch fails on step sizes that float32 cannot hold."""
+
 Progress = Callable[[int, int], None]
 """Called with the number of finished steps and of all steps."""
 
@@ -181,8 +184,8 @@ def fit(
     for argument, value in counts.items():
         if value < 1:
             raise ValueError(f"{argument}: expected at least 1, found {value}")
-    if not lr > 0:
-        raise ValueError(f"lr: expected a positive learning rate, found {lr}")
+    if not 0 < lr <= LARGEST_LR:
+        raise ValueError(f"lr: expected a positive learning rate, at most {LARGEST_LR:g}, found {lr}")
     if evaluations < 1:
         raise ValueError(f"evaluations: expected at least 1, found {evaluations}")
     size: dict[str, Any] = {"nodes_per_batch": nodes_per_batch, "num_hops": num_hops}
