@@ -168,7 +168,10 @@ class TrainingRun:
             total += error.sum(dtype=torch.float64).item()
             count += int(batch.y_mask.sum())
         if count == 0:
-            raise ValueError(f"target: {self.validation.city.name} has no observed reading on its validation day")
+            raise ValueError(
+                f"target: {self.validation.city.name} has no observed reading on its validation day, the last "
+                "validation_days of the visible ones; make these longer, or show other days"
+            )
         return total / count
 
     def _copy(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data import City, NodeBlocks, StandardScaler, SupportProfile
+from ..data.arguments import check_counts, check_number
+from ..data.city_check import check_readings
 from ..data.pairs import check_comparable
 from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
@@ -95,8 +98,7 @@ def training_split(visible: City, validation_days: float, history: int) -> tuple
     Raises:
         ValueError: If the visible days are too few.
     """
-    if not math.isfinite(validation_days):
-        raise ValueError(f"validation_days: expected a number of days, found {validation_days}")
+    check_number("validation_days", validation_days, "a number of days")
     steps = round(validation_days * visible.steps_per_day)
     border = visible.num_steps - steps
     if steps < 1 or border < 1:
@@ -178,19 +180,26 @@ def fit(
         TrainingStopped: If ``stop`` said so.
     """
     started = time.perf_counter()
+    check_cities(target, sources)
     strategy = get_strategy(strategy)
-    counts = {"steps": steps, "batch_size": batch_size, "checkpoint_every": checkpoint_every, "keep": keep}
-    counts["max_skipped"] = max_skipped
-    for argument, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{argument}: expected at least 1, found {value}")
-    if not 0 < lr <= LARGEST_LR:
-        raise ValueError(f"lr: expected a positive learning rate, at most {LARGEST_LR:g}, found {lr}")
-    if evaluations < 1:
-        raise ValueError(f"evaluations: expected at least 1, found {evaluations}")
+    check_counts(
+        steps=steps,
+        batch_size=batch_size,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        evaluations=evaluations,
+        max_skipped=max_skipped,
+    )
+    check_counts(least=0, seed=seed)
+    if not isinstance(lr, Real) or not 0 < lr <= LARGEST_LR:
+        raise ValueError(f"lr: expected a positive learning rate, at most {LARGEST_LR:g}, found {lr!r}")
+    check_number("max_grad_norm", max_grad_norm, "a positive length", above=0)
     size: dict[str, Any] = {"nodes_per_batch": nodes_per_batch, "num_hops": num_hops}
     check_blocks(model, **size)
     check_sources(target, sources, strategy)
+    for argument, cities in (("target", [target]), ("sources", sources if strategy.uses_sources else [])):
+        for city in cities:
+            check_readings(city, argument)
     history, horizon = window_size(model)
     training, validation = training_split(target, validation_days, history)
     settings = {
@@ -306,6 +315,18 @@ def check_blocks(model: torch.nn.Module, nodes_per_batch: int | None, num_hops: 
             "nodes_per_batch: the model has a city_embedding, one row for every node of a city, and cannot be shown "
             "a part of them; leave one of the two out"
         )
+
+
+def check_cities(target: City, sources: Sequence[City]) -> None:
+    """Raises a TypeError if something is no city, a name perhaps."""
+    for argument, cities in (("target", [target]), ("sources", sources)):
+        if isinstance(cities, City | str) or not isinstance(cities, Sequence):
+            raise TypeError(f"{argument}: expected a list of cities, found {cities!r}")
+        for city in cities:
+            if not isinstance(city, City):
+                raise TypeError(
+                    f"{argument}: expected a City, found {city!r}; tsjt_pyg.datasets.load_city(name) loads one"
+                )
 
 
 def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> None:
