@@ -309,6 +309,7 @@ def train(
             "test_last_value": vars(naive),
             "validation_loss": result.validation_loss,
             "best_step": result.best_step,
+            "skipped_steps": result.skipped_steps,
             "log": result.log,
             "optimizer": result.stats,
             "sources": [verdict.as_dict() for verdict in result.verdicts],

@@ -160,7 +160,7 @@ MATRIX = np.array([[0.0, 100, 200], [100, 0, 300], [200, 300, 0]])
             lambda: edges_from_distances(table().drop(columns="cost"), IDS),
             r"distances: expected a column 'cost' or 'distance', found \['from', 'to'\]",
         ),
-        (lambda: edges_from_positions(torch.zeros(3, 2), k=0), "k: expected at least 1 neighbour, found 0"),
+        (lambda: edges_from_positions(torch.zeros(3, 2), k=0), "k: expected at least 1, found 0"),
     ],
 )
 def test_messages_name_the_node_and_the_way_out(call, message):

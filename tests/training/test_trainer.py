@@ -254,8 +254,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
             forecast = self.inner(*args, **kwargs)
             return forecast * math.nan if self.training and self.calls > 12 else forecast
 
-    with pytest.raises(FloatingPointError, match=r"not finite after step .* lower lr"):
-        fit(Breaks(), visible, [], "target_only", output=tmp_path, checkpoint_every=2, **SETTINGS)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row were left out, .* lower lr"):
+        fit(Breaks(), visible, [], "target_only", output=tmp_path, checkpoint_every=2, max_skipped=3, **SETTINGS)
     assert load_checkpoint(tmp_path, prefer="last.pt")["step"] >= 2
 
 
@@ -267,7 +267,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"lr": 0.0}, "lr: expected a positive"),
         ({"keep": 0}, "keep: expected at least 1, found 0"),
+        ({"lr": math.nan}, "lr: expected a positive"),
+        ({"lr": 1e38}, r"lr: expected a positive learning rate, at most 1e\+06, found 1e\+38"),
         ({"evaluations": 0}, "evaluations: expected at least 1"),
+        ({"max_skipped": 0}, "max_skipped: expected at least 1, found 0"),
         ({"validation_days": 3}, "none is left to learn from; show more days"),
         ({"validation_days": math.nan}, "validation_days: expected a number of days, found nan"),
         ({"config": {"key": object()}}, "config: expected plain numbers and strings"),

@@ -22,6 +22,7 @@ from .graph import (
     MatrixLike,
     edges_from_adjacency,
     edges_from_distances,
+    edges_from_index,
     edges_from_positions,
 )
 from .ids import check_ids
@@ -124,9 +125,7 @@ class City:
             edge_weight: ``[E]``, not negative; default: all 1.
             **about: As in :meth:`from_adjacency`.
         """
-        index = torch.as_tensor(edge_index)
-        weight = torch.ones(index.shape[-1]) if edge_weight is None else torch.as_tensor(edge_weight).detach()
-        return cls._assembled(city_parts(readings, about), Edges(index, weight.to(torch.float32)))
+        return cls._assembled(city_parts(readings, about), edges_from_index(edge_index, edge_weight))
 
     @classmethod
     def from_distances(

@@ -8,9 +8,39 @@ import pandas as pd
 import torch
 
 from .parts import check_local
+from .rows import row_blocks
 
 if TYPE_CHECKING:
     from .city import City
+
+LARGEST = 1e15
+"""Nothing that is measured of traffic is as large, but marks for "missing" are (1e20, 3.4e38); squares of larger
+numbers overflow float32."""
+
+
+def check_readings(city: City, argument: str) -> None:
+    """Refuses observed readings that no arithmetic survives: nan, inf, or larger than :data:`LARGEST`.
+
+    Reads the whole city, which the constructor, for one that lies in a file, does not.
+
+    Raises:
+        ValueError: The message names ``argument``, the city, the step and the node.
+    """
+    first = 0
+    for readings, mask in row_blocks(city.readings, city.mask):
+        low, high = readings.aminmax()
+        if not (low >= -LARGEST and high <= LARGEST):  # also where one is nan, perhaps under a false mask
+            bad = (mask & ~(readings.abs() <= LARGEST)).nonzero()
+            if len(bad):
+                step, node, channel = bad[0].tolist()
+                raise ValueError(
+                    f"{argument}: {city.name} reads {readings[step, node, channel].item():g} at "
+                    f"{city.start + (first + step) * city.interval}, node {city.node_ids[node]!r}, channel "
+                    f"{city.channels[channel]!r}; expected finite readings "
+                    f"of at most {LARGEST:g} in size; mark what is not observed in the mask, or as NaN in a "
+                    "constructor's readings"
+                )
+        first += len(readings)
 
 
 def check_city(city: City) -> None:

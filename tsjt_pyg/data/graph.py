@@ -11,6 +11,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from .arguments import check_counts, check_number
 from .ids import id_text
 
 EARTH_RADIUS = 6_371_008.8
@@ -92,6 +93,25 @@ def edges_from_adjacency(adjacency: MatrixLike, node_ids: Sequence[str]) -> Edge
     return make_edges(source, target, array[source, target])
 
 
+def edges_from_index(edge_index: Tensor, edge_weight: Tensor | None = None) -> Edges:
+    """Edges as PyG has them; without weights all weigh 1.
+
+    Raises:
+        TypeError: If they are no tensors, nor what a tensor can be made of.
+    """
+    index = _tensor(edge_index, "edge_index", "an int64 tensor [2, E]")
+    if edge_weight is None:
+        return Edges(index, torch.ones(index.shape[-1:]))
+    return Edges(index, _tensor(edge_weight, "edge_weight", "a tensor [E]").detach().to(torch.float32))
+
+
+def _tensor(value: Any, argument: str, expected: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{argument}: expected {expected}, found {value!r} ({error})") from error
+
+
 def gaussian_kernel(distance: np.ndarray, sigma: float | None = None) -> np.ndarray:
     r"""Closeness :math:`w = \exp(-d^2 / \sigma^2)` of nodes that are :math:`d` metres apart.
 
@@ -103,8 +123,7 @@ def gaussian_kernel(distance: np.ndarray, sigma: float | None = None) -> np.ndar
     """
     if sigma is None:
         sigma = float(np.sqrt(np.mean(np.square(distance)))) or 1.0
-    if not sigma > 0 or not np.isfinite(sigma):
-        raise ValueError(f"sigma: expected a positive number of metres, found {sigma}")
+    check_number("sigma", sigma, "a positive number of metres", above=0)
     return np.exp(-np.square(distance / sigma))
 
 
@@ -128,7 +147,8 @@ def edges_from_distances(
         ValueError: On a wrong shape, an unknown node, a negative distance, a matrix with 0 between two nodes, a
             ``threshold`` outside [0, 1), or a ``sigma`` that leaves no edge.
     """
-    if not 0 <= threshold < 1:
+    check_number("threshold", threshold, "a weight in [0, 1)", least=0)
+    if threshold >= 1:
         raise ValueError(f"threshold: expected a weight in [0, 1), found {threshold}")
     if isinstance(distances, pd.DataFrame) and {"from", "to"} <= {str(c) for c in distances.columns}:
         source, target, metres = _distance_table(distances, node_ids)
@@ -204,8 +224,7 @@ def edges_from_positions(positions: Tensor, k: int = 8, sigma: float | None = No
     """
     from sklearn.neighbors import NearestNeighbors
 
-    if k < 1:
-        raise ValueError(f"k: expected at least 1 neighbour, found {k}")
+    check_counts(k=k)
     num_nodes = positions.shape[0]
     k = min(k, num_nodes - 1)
     if k == 0:

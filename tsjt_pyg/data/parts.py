@@ -126,9 +126,11 @@ def _names(
 ) -> tuple[str, ...]:
     if isinstance(given, str):
         given = (given,)
-    if given is not None and (isinstance(given, Mapping) or not isinstance(given, Iterable)):
-        raise ValueError(f"{argument}: expected one text a channel, in the order of the channels, found {given!r}")
-    names = tuple(given) if given is not None else found
+    names = found
+    if given is not None:
+        names = () if isinstance(given, Mapping) or not isinstance(given, Iterable) else tuple(given)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{argument}: expected one text a channel, in the order of the channels, found {given!r}")
     if names is None:
         names = (default,) * count if count == 1 or not default else tuple(f"{default}_{i}" for i in range(count))
     if len(names) != count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ def few_shot_steps(days: float, num_steps: int, steps_per_day: int, name: str) -
     Raises:
         ValueError: If that is no step, or all there are.
     """
-    steps = round(days * steps_per_day) if math.isfinite(days) else 0
+    steps = round(days * steps_per_day) if isinstance(days, Real) and math.isfinite(days) else 0
     if not 0 < steps < num_steps:
         raise ValueError(
             f"days: {name} has {num_steps / steps_per_day:.2f} days of readings; expected more than 0 and fewer than "
-            f"that, found {days} (the steps after the visible days are the test period)"
+            f"that, found {days!r} (the steps after the visible days are the test period)"
         )
     return steps

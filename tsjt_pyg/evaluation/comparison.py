@@ -19,9 +19,10 @@ import joblib
 import torch
 
 from ..data import City, NodeBlocks, StandardScaler, SupportProfile
+from ..data.city_check import check_readings
 from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
 from ..training.strategies import get_strategies
-from ..training.trainer import check_sources
+from ..training.trainer import check_cities, check_sources
 from .metrics import Errors, HorizonErrors
 from .naive import NAIVE_FITS, NaiveForecast
 from .sweep import KEPT, KeptRuns, attempt, dask_client, run_all, run_key
@@ -101,6 +102,7 @@ def compare(
         ValueError: If cities, days or settings do not fit, or every run failed; nothing is written then.
     """
     started = time.perf_counter()
+    check_cities(target, sources)
     chosen = get_strategies(strategies)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not seed_list or len(set(seed_list)) < len(seed_list):
@@ -127,6 +129,7 @@ def compare(
             raise ValueError(f"sources: {city.name} holds the target's test period; leave it out")
     for strategy in chosen:
         check_sources(visible, sources, strategy)
+    check_readings(target, "target")
     if output is not None:
         _check_folder(Path(output))
     test.windows(history, horizon)  # too short a test period is found out now, not after the training

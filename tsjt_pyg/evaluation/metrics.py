@@ -81,7 +81,10 @@ class HorizonErrors:
             ValueError: If nothing was observed at some step of the horizon.
         """
         if (self._sums[3] == 0).any():
-            raise ValueError("test period: no reading was observed, so there is no error to measure")
+            raise ValueError(
+                "test period: no reading was observed, so there is no error to measure; show fewer days (visible_days, "
+                "--visible-days) or take a target with readings after them"
+            )
         by_step, pooled = self._ratios(self._sums), self._ratios(self._sums.sum(dim=1, keepdim=True))
         return Errors(*by_step, *(values[0] for values in pooled))
 

@@ -202,7 +202,7 @@ def _masked_ridge(x: np.ndarray, y: np.ndarray, observed: np.ndarray, alpha: flo
     """
     if observed.all():
         ridge = Ridge(alpha=alpha).fit(x, y)
-        return ridge.coef_, ridge.intercept_
+        return np.atleast_2d(ridge.coef_), np.atleast_1d(ridge.intercept_)  # of one column it gives vectors
     weight, bias = np.zeros((y.shape[1], x.shape[1])), np.zeros(y.shape[1])
     for column in range(y.shape[1]):
         rows = observed[:, column]

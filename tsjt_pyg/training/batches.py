@@ -121,18 +121,21 @@ class TrainingBatches:
         )
         self.batch_size, self.seed = batch_size, seed
 
-    def loss(self, model: torch.nn.Module, step: int, source: bool) -> Tensor:
-        """The masked MAE of step ``step``'s source or target batch, in scaled units; of several processes, a share."""
-        # Another seed for the source's days than for the target's, so that the two are not drawn in step.
-        days_seed = self.seed * 1_000_003 + 2 * step + source
+    def drawn(self, step: int, source: bool) -> tuple[CityBatches, Tensor, NodeBlock | None]:
+        """Step ``step``'s source or target batch: its city, the numbers of its windows, and the block of its nodes."""
         if source:
             assert self.pairs is not None
             index, which = self.pairs.source_windows(step)
             city = self.sources[which]
-            block = city.block(step, self.seed * 97 + which + 1)
-            return city.loss(model, index, days_seed, block, self.processes)
+            return city, index, city.block(step, self.seed * 97 + which + 1)
         index = shuffled_index(len(self.target.windows), self.batch_size, step, self.seed)
-        return self.target.loss(model, index, days_seed, self.target.block(step, self.seed), self.processes)
+        return self.target, index, self.target.block(step, self.seed)
+
+    def loss(self, model: torch.nn.Module, step: int, source: bool) -> Tensor:
+        """The masked MAE of step ``step``'s source or target batch, in scaled units; of several processes, a share."""
+        city, index, block = self.drawn(step, source)
+        # Another seed for the source's days than for the target's, so that the two are not drawn in step.
+        return city.loss(model, index, self.seed * 1_000_003 + 2 * step + source, block, self.processes)
 
 
 def _has_profiles(city: City, history: int, horizon: int, blocks: NodeBlocks | None) -> bool:

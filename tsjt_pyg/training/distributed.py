@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..optim.parallel import ParallelModels
 from .model_state import unwrapped
+from .skipped_steps import step_if_finite
 
 T = TypeVar("T")
 
@@ -91,10 +92,10 @@ class OneProcess:
     def prepare(self, model: torch.nn.Module, loss: Tensor) -> None:
         """Before a backward pass of ``loss``, of several forward passes, outside of a TargetSkewedOptimizer."""
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_grad_norm: float) -> None:
-        """A step along the gradient of what :meth:`scaled` gave, clipped."""
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        optimizer.step()
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_grad_norm: float) -> bool:
+        """A step along the gradient of what :meth:`scaled` gave, clipped; or none, if it is not finite. Whether it was
+        taken."""
+        return step_if_finite(optimizer, parameters, max_grad_norm)
 
     def whole(self, content: T) -> T:
         """Content of any nesting with whole tensors, which every process has to ask for."""
@@ -308,14 +309,14 @@ class Processes(OneProcess):
     def prepare(self, model: torch.nn.Module, loss: Tensor) -> None:
         ParallelModels(model.parameters()).prepare(loss)
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_grad_norm: float) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_grad_norm: float) -> bool:
         if self._scaler is None:
-            super().step(optimizer, parameters, max_grad_norm)
-            return
+            return super().step(optimizer, parameters, max_grad_norm)
         self._scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        self._scaler.step(optimizer)
+        finite = bool(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).isfinite())
+        self._scaler.step(optimizer)  # which leaves a step out by itself
         self._scaler.update()
+        return finite
 
     def whole(self, content: T) -> T:
         return _whole(content) if self.parallel == "fsdp" else content

@@ -19,6 +19,7 @@ from ..data.rows import column_blocks
 from .batches import TrainingBatches
 from .forecasting import forecast_windows
 from .model_state import unwrapped, window_size
+from .odd_days import odd_share
 
 WINDOWS = 64
 """Windows that judge, evenly spread over the visible days: neighbours in time say nearly the same."""
@@ -39,6 +40,9 @@ CORRELATED = 0.3
 PERSISTENCE_DAYS = 14
 """Days that say how persistent a city is; a year in a file need not be read for it."""
 
+ODD = 0.2
+"""Share of a source's days, or of its variance, that may be odd: a snowstorm is a few days, a broken feed is more."""
+
 
 @dataclass(frozen=True)
 class SourceVerdict:
@@ -51,12 +55,15 @@ class SourceVerdict:
         persistence: Correlation of readings with those some steps later, relative to the target's: the smallest over
             the steps of the horizon and the channels. It has to be at least :data:`PERSISTENCE`.
         weight: Its share of the sources' turns; 0: it was left out.
+        odd: Share of its days, or of its variance, that lies in days unlike the others
+            (:func:`~tsjt_pyg.training.odd_days.odd_share`). It may be :data:`ODD` at most.
     """
 
     name: str
     error: float
     persistence: float
     weight: float
+    odd: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it: None for an error that is no finite number."""
@@ -65,7 +72,9 @@ class SourceVerdict:
 
     def __str__(self) -> str:
         what = f"contributes, weight {self.weight:.2g}" if self.weight > 0 else "was left out"
-        return f"{self.name} {what} (zero-shot error {self.error:.2f}, persistence {self.persistence:.2f})"
+        found = f"zero-shot error {self.error:.2f}, persistence {self.persistence:.2f}"
+        odd = f", odd days {self.odd:.0%}" if self.odd else ""
+        return f"{self.name} {what} ({found}{odd})"
 
 
 def guard_steps(steps: int, num_sources: int) -> int:
@@ -108,6 +117,10 @@ def judge_sources(
     :math:`r_s^{(k)} \ge r_t^{(k)} / 2` for the first step of the horizon and for each at which :math:`r_t^{(k)}` is
     0.3 or more, in every channel. Shuffled steps and noise fail at the first one, a quantity that changes faster at a
     later one.
+
+    Both look at a source as a whole. One that broke half-way, went silent at a value or changed its scale, has days
+    that are unlike its other days (:func:`~tsjt_pyg.training.odd_days.odd_share`): at most :data:`ODD` of them may be,
+    and as much of its variance may lie in them.
 
     Errors are in standard deviations of each channel, as in training. Sources that are taken take their turns equally
     often.
@@ -163,10 +176,12 @@ def judge_sources(
         error = _error(forecasts, std)
         errors.append(error / bar if bar else math.inf)  # nothing is better than a naive forecast without error
     margin = MARGIN if visible.num_steps >= 2 * visible.steps_per_day else MARGIN_OF_ONE_DAY
-    taken = [error < 1 + margin and r >= PERSISTENCE for error, r in zip(errors, persistences, strict=True)]
+    odds = [odd_share(source) for source in sources]
+    found = list(zip(errors, persistences, odds, strict=True))
+    taken = [error < 1 + margin and r >= PERSISTENCE and odd <= ODD for error, r, odd in found]
     return [
-        SourceVerdict(source.name, error, r, ok / max(1, sum(taken)))
-        for source, error, r, ok in zip(sources, errors, persistences, taken, strict=True)
+        SourceVerdict(source.name, error, r, ok / max(1, sum(taken)), odd)
+        for source, (error, r, odd), ok in zip(sources, found, taken, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .._compat import import_temporal
+from ..data.arguments import check_counts
 from ..nn import Forecaster, GraphWaveNet, NodePrompting
 from ..nn.adapters import TEMPORAL_CELLS
 
@@ -49,11 +50,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, found {self.cell!r}")
-        for argument in ("hidden_channels", "K", "prompt_channels", "history", "horizon", "channels"):
-            if getattr(self, argument) < 1:
-                raise ValueError(f"{argument}: expected at least 1, found {getattr(self, argument)}")
-        if self.num_prompts < 0:
-            raise ValueError(f"num_prompts: expected 0 (no node prompts) or more, found {self.num_prompts}")
+        sizes = ("hidden_channels", "K", "prompt_channels", "history", "horizon", "channels")
+        check_counts(**{argument: getattr(self, argument) for argument in sizes})
+        check_counts(least=0, num_prompts=self.num_prompts)  # 0: no node prompts
 
     def build(self) -> Forecaster:
         """A new model, drawn from torch's global random generator."""

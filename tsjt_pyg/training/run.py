@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,10 @@ from .batches import TrainingBatches
 from .distributed import ALONE, OneProcess
 from .forecasting import forecast_windows
 from .model_state import load_model_state, model_state
+from .skipped_steps import MAX_SKIPPED, blame, nan_gradient_unless_finite
 from .strategies import StepPlan, Strategy
+
+logger = logging.getLogger(__name__)
 
 AVERAGE_RATE = 0.02
 """Of the running average of the parameters: it looks back over about fifty steps."""
@@ -36,6 +40,7 @@ class TrainingRun:
         averaged: Whether the running average of the parameters after the last step is the result, whatever the
             validation says.
         processes: That train it together, and placed the model.
+        max_skipped: Steps in a row that may be left out, because they are not finite, before the training stops.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class TrainingRun:
         validation: Windows,
         averaged: bool = False,
         processes: OneProcess = ALONE,
+        max_skipped: int = MAX_SKIPPED,
     ) -> None:
         self.processes, self.trained = processes, processes.wrap(model)
         self.model, self.strategy, self.steps = model, strategy, steps
@@ -67,6 +73,7 @@ class TrainingRun:
         else:
             self.optimizer = base(model.parameters(), lr=lr)  # type: ignore[call-arg]
         self.step = 0
+        self.max_skipped, self.skipped_steps, self.skipped_in_a_row = max_skipped, 0, 0
         self.best_step, self.best_loss = 0, math.inf
         self.best_model: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = self._copy() if averaged else {}
@@ -79,9 +86,14 @@ class TrainingRun:
         return plan if self.batches.sources else StepPlan(0.0, 1.0)
 
     def train_step(self) -> None:
+        """A step, unless its gradient is not finite: then nothing changes but the number of the step.
+
+        Raises:
+            FloatingPointError: If ``max_skipped`` steps in a row were not; it names the city and the window.
+        """
         plan = self.plan()
         losses = {
-            source: self.loss(source)
+            source: nan_gradient_unless_finite(self.loss(source))
             for source, weight in ((True, plan.source_weight), (False, plan.target_weight))
             if weight > 0
         }
@@ -94,10 +106,14 @@ class TrainingRun:
             total = self.processes.scaled(total)
             self.processes.prepare(self.model, total)
             total.backward()
-        self.processes.step(self.optimizer, list(self.model.parameters()), self.max_grad_norm)
+        taken = self.processes.step(self.optimizer, list(self.model.parameters()), self.max_grad_norm)
+        self.step += 1
+        if not taken:
+            self._skip(list(losses))
+            return
+        self.skipped_in_a_row = 0
         for source, loss in losses.items():
             self._losses["source_loss" if source else "target_loss"].append(loss.detach())
-        self.step += 1
         # The first steps are forgotten sooner, so that the initial parameters do not linger.
         rate = max(AVERAGE_RATE, 1 - self.step / (self.step + 9))
         now = model_state(self.model)
@@ -106,6 +122,15 @@ class TrainingRun:
                 value.lerp_(now[name], rate)
             else:
                 value.copy_(now[name])
+
+    def _skip(self, kinds: list[bool]) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise FloatingPointError(
+                f"training: {self.skipped_in_a_row} steps in a row were left out, because losses or gradients are not "
+                f"finite; the last, step {self.step}: {blame(self.model, self.batches, self.step - 1, kinds)}"
+            )
 
     def loss(self, source: bool) -> Tensor:
         """The loss of the next step's source or target batch."""
@@ -127,11 +152,15 @@ class TrainingRun:
             name: self.processes.mean(torch.stack(v)).mean().item() if v else None for name, v in self._losses.items()
         }
         self._losses = {name: [] for name in self._losses}
-        if not math.isfinite(loss) or any(m is not None and not math.isfinite(m) for m in means.values()):
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is not finite after step {self.step} ({means}, validation {loss}); lower lr (--lr)"
+                f"the validation loss of {self.validation.city.name} is {loss} after step {self.step} ({means}); lower "
+                "lr (--lr)"
             )
-        self.log.append({"step": self.step, **means, "validation_loss": loss})
+        skipped = self.skipped_steps - sum(int(entry["skipped_steps"] or 0) for entry in self.log)
+        if skipped:
+            logger.warning("%d steps up to step %d were left out: they are not finite", skipped, self.step)
+        self.log.append({"step": self.step, **means, "validation_loss": loss, "skipped_steps": skipped})
         if self.average or loss < self.best_loss:
             self.best_step, self.best_loss = self.step, loss
             self.best_model = {name: value.clone() for name, value in (self.average or self._copy()).items()}
@@ -148,7 +177,10 @@ class TrainingRun:
             total += error.sum(dtype=torch.float64).item()
             count += int(batch.y_mask.sum())
         if count == 0:
-            raise ValueError(f"target: {self.validation.city.name} has no observed reading on its validation day")
+            raise ValueError(
+                f"target: {self.validation.city.name} has no observed reading on its validation day, the last "
+                "validation_days of the visible ones; make these longer, or show other days"
+            )
         # Processes on different devices differ in the last digits, but have to choose the same checkpoint.
         return self.processes.first(lambda: total / count)
 
@@ -171,6 +203,7 @@ class TrainingRun:
             "log": self.log,
             "losses": {name: [self.processes.mean(loss) for loss in v] for name, v in self._losses.items()},
             "grad_scaler": self.processes.scaler_state(),
+            "skipped": [self.skipped_steps, self.skipped_in_a_row],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
@@ -185,6 +218,7 @@ class TrainingRun:
         if self.conflict is not None:
             self.conflict.load_state_dict(state["conflict"])
         self.step, self.log = state["step"], state["log"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped"]
         device = next(self.model.parameters()).device
         self._losses = {name: [loss.to(device) for loss in losses] for name, losses in state["losses"].items()}
         self.best_model = self.processes.parts_of(state["best_model"], here)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ..data import City, NodeBlocks, StandardScaler, SupportProfile
+from ..data.arguments import check_counts, check_number
+from ..data.city_check import check_readings
 from ..data.pairs import check_comparable
 from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
@@ -23,6 +26,7 @@ from .distributed import ALONE, OneProcess
 from .guard import SourceVerdict, guard_steps, judge_sources
 from .model_state import load_model_state, model_state, window_size
 from .run_folder import RunFolder
+from .skipped_steps import MAX_SKIPPED
 from .strategies import Strategy, get_strategy
 
 logger = logging.getLogger(__name__)
@@ -32,6 +36,9 @@ MOST_SUPPORT_DAYS = 7
 
 VALIDATION_WINDOWS = 48
 """Windows that choose the checkpoint, evenly spread: neighbours in time say nearly the same."""
+
+LARGEST_LR = 1e6
+"""Far beyond all use; torch fails on step sizes that float32 cannot hold."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished steps and of all steps."""
@@ -51,7 +58,8 @@ class FitResult:
         strategy: What was trained.
         best_step: Optimizer steps of the chosen checkpoint.
         validation_loss: Its masked MAE on the validation day, in standard deviations of the training days.
-        log: One entry an evaluation: step, source and target loss since the last, validation loss.
+        log: One entry an evaluation: step, source and target loss since the last, validation loss, skipped steps since
+            the last.
         stats: :meth:`~tsjt_pyg.optim.TargetSkewedOptimizer.stats`, empty for strategies without a filter.
         conflict: Cosine, conflict, norms and kappa of every step, as from
             :meth:`~tsjt_pyg.optim.SkewHistory.to_frame`; None for strategies without a filter.
@@ -61,6 +69,7 @@ class FitResult:
         last_model: State of the model after the last step.
         verdicts: What the guard found of each source; empty for strategies without one.
         guard_seconds: Of ``seconds``, what the guard took.
+        skipped_steps: Steps that were left out because a loss or gradient was not finite.
         blocks: The blocks of the target's nodes that it was trained in, to forecast it in; None where every batch held
             the whole city.
     """
@@ -78,6 +87,7 @@ class FitResult:
     last_model: dict[str, Tensor] = field(default_factory=dict)
     verdicts: list[SourceVerdict] = field(default_factory=list)
     guard_seconds: float = 0.0
+    skipped_steps: int = 0
     blocks: NodeBlocks | None = None
 
 
@@ -90,8 +100,7 @@ def training_split(visible: City, validation_days: float, history: int) -> tuple
     Raises:
         ValueError: If the visible days are too few.
     """
-    if not math.isfinite(validation_days):
-        raise ValueError(f"validation_days: expected a number of days, found {validation_days}")
+    check_number("validation_days", validation_days, "a number of days")
     steps = round(validation_days * visible.steps_per_day)
     border = visible.num_steps - steps
     if steps < 1 or border < 1:
@@ -115,6 +124,7 @@ def fit(
     seed: int = 0,
     base: type[torch.optim.Optimizer] = torch.optim.Adam,
     max_grad_norm: float = 5.0,
+    max_skipped: int = MAX_SKIPPED,
     validation_days: float = 1.0,
     evaluations: int = 15,
     nodes_per_batch: int | None = None,
@@ -145,6 +155,8 @@ def fit(
         seed: Seed of the loaders.
         base: Optimizer class.
         max_grad_norm: Gradients longer than this are shortened to it.
+        max_skipped: Steps in a row that may be left out, because a loss or gradient is not finite, before the training
+            stops with an error. What is left out changes neither parameters nor moments nor their running average.
         validation_days: How much of the end of the visible days chooses the checkpoint.
         evaluations: The validation day is forecast before the first step, every ``steps // evaluations`` steps, at the
             end of a pre-training and after the last step; a strategy of twice the steps does it twice as often.
@@ -167,20 +179,26 @@ def fit(
     Raises:
         ValueError: If cities do not fit each other or the model, the visible days are too few, or what should be
             resumed is damaged or another run; the error says what differs.
-        FloatingPointError: If the loss is no longer finite.
+        FloatingPointError: If ``max_skipped`` steps in a row were not finite, or the validation loss is not; it names
+            the city and the window.
         OSError: If a checkpoint cannot be written; those before it stay good.
         TrainingStopped: If ``stop`` said so.
     """
     started = time.perf_counter()
+    check_cities(target, sources)
     strategy = get_strategy(strategy)
-    counts = {"steps": steps, "batch_size": batch_size, "checkpoint_every": checkpoint_every, "keep": keep}
-    for argument, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{argument}: expected at least 1, found {value}")
-    if not lr > 0:
-        raise ValueError(f"lr: expected a positive learning rate, found {lr}")
-    if evaluations < 1:
-        raise ValueError(f"evaluations: expected at least 1, found {evaluations}")
+    check_counts(
+        steps=steps,
+        batch_size=batch_size,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        evaluations=evaluations,
+        max_skipped=max_skipped,
+    )
+    check_counts(least=0, seed=seed)
+    if not isinstance(lr, Real) or not 0 < lr <= LARGEST_LR:
+        raise ValueError(f"lr: expected a positive learning rate, at most {LARGEST_LR:g}, found {lr!r}")
+    check_number("max_grad_norm", max_grad_norm, "a positive length", above=0)
     if batch_size < processes.size:
         raise ValueError(
             f"batch_size: expected at least one window for each of {processes.size} processes, found {batch_size}"
@@ -188,6 +206,9 @@ def fit(
     size: dict[str, Any] = {"nodes_per_batch": nodes_per_batch, "num_hops": num_hops}
     check_blocks(model, **size)
     check_sources(target, sources, strategy)
+    for argument, cities in (("target", [target]), ("sources", sources if strategy.uses_sources else [])):
+        for city in cities:
+            check_readings(city, argument)
     history, horizon = window_size(model)
     training, validation = training_split(target, validation_days, history)
     settings = {
@@ -243,6 +264,7 @@ def fit(
         validation=validation.windows(history, horizon, stride),
         averaged=strategy.average and bool(taken),
         processes=processes,
+        max_skipped=max_skipped,
         **optimizing,
     )
 
@@ -296,6 +318,7 @@ def fit(
         verdicts=verdicts,
         guard_seconds=guard_seconds,
         blocks=batches.target.blocks,
+        skipped_steps=run.skipped_steps,
     )
 
 
@@ -311,6 +334,18 @@ def check_blocks(model: torch.nn.Module, nodes_per_batch: int | None, num_hops: 
             "nodes_per_batch: the model has a city_embedding, one row for every node of a city, and cannot be shown "
             "a part of them; leave one of the two out"
         )
+
+
+def check_cities(target: City, sources: Sequence[City]) -> None:
+    """Raises a TypeError if something is no city, a name perhaps."""
+    for argument, cities in (("target", [target]), ("sources", sources)):
+        if isinstance(cities, City | str) or not isinstance(cities, Sequence):
+            raise TypeError(f"{argument}: expected a list of cities, found {cities!r}")
+        for city in cities:
+            if not isinstance(city, City):
+                raise TypeError(
+                    f"{argument}: expected a City, found {city!r}; tsjt_pyg.datasets.load_city(name) loads one"
+                )
 
 
 def check_sources(target: City, sources: Sequence[City], strategy: Strategy) -> None:
