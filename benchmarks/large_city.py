@@ -124,7 +124,7 @@ def in_process(num_nodes: int, whole: bool, epochs: int) -> dict[str, float] | N
     if done.returncode == 0:
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found
-    if "not enough memory" in done.stderr or "MemoryError" in done.stderr or "bad_alloc" in done.stderr:
+    if "allocate memory" in done.stderr or "MemoryError" in done.stderr or "bad_alloc" in done.stderr:
         return None
     raise RuntimeError(f"{num_nodes} nodes: {done.stderr}")
 
