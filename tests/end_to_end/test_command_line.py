@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tsjt_pyg import __version__
 from tsjt_pyg.cli import app
 from tsjt_pyg.datasets import load_city
+from tsjt_pyg.evaluation import sweep
 from tsjt_pyg.training import CELLS, SavedModel, trainer
 from tsjt_pyg.training.checkpoint import save_checkpoint
 from tsjt_pyg.training.guard import SourceVerdict
@@ -157,7 +158,10 @@ def test_doctor_without_pyg_temporal_shows_the_command_that_installs_it(tsjt, mo
 
 
 def test_train_writes_a_run_that_others_can_read(trained):
-    checkpoints, reports = {"last.pt", "best.pt"}, {"config.json", "metrics.json", "conflict.csv", "conflict.png"}
+    checkpoints, reports = (
+        {"last.pt", "last-1.pt", "best.pt"},
+        {"config.json", "metrics.json", "conflict.csv", "conflict.png"},
+    )
     assert {path.name for path in trained.iterdir()} == checkpoints | reports
     conflict = pd.read_csv(trained / "conflict.csv")
     assert conflict["step"].tolist() == [1, 2, 3, 4]
@@ -346,14 +350,14 @@ def test_compare_prints_and_writes_the_table(tsjt, tmp_path):
 
 
 def test_compare_ends_with_status_1_where_a_run_failed_and_tries_it_again(tsjt, tmp_path, monkeypatch):
-    train_step = trainer.TrainingRun.train_step
+    train_step = TrainingRun.train_step
 
     def breaks(run):
         if run.strategy.name == "pooled":
             raise FloatingPointError("the loss is not finite after step 0")
         train_step(run)
 
-    monkeypatch.setattr(trainer.TrainingRun, "train_step", breaks)
+    monkeypatch.setattr(TrainingRun, "train_step", breaks)
     compare = [
         "compare", *TARGET, "--sources", "demo/ringwood", *TINY, "--strategies", "target_only,pooled", "--seeds", 1,
         "--steps", 1, "--jobs", 1, "--output", tmp_path,
@@ -365,8 +369,9 @@ def test_compare_ends_with_status_1_where_a_run_failed_and_tries_it_again(tsjt, 
     assert "failed" not in tsjt(*compare)
 
 
-def test_compare_without_the_cluster_it_should_use_ends_in_one_error(tsjt, tmp_path):
+def test_compare_without_the_cluster_it_should_use_ends_in_one_error(tsjt, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
+    monkeypatch.setattr(sweep, "CONNECT_SECONDS", 1)
     text = tsjt("compare", *TARGET, *TINY, "--dask", "tcp://127.0.0.1:1", "--output", tmp_path / "c", code=2)
     assert "error: dask: no scheduler answers at 'tcp://127.0.0.1:1'" in text
     assert not (tmp_path / "c").exists()

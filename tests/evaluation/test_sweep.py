@@ -5,13 +5,16 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 
 import joblib
 import pytest
 from joblib.externals import loky
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from tsjt_pyg.evaluation import advise, compare, comparison
+from tsjt_pyg.evaluation import advise, compare, comparison, sweep
 from tsjt_pyg.evaluation.metrics import Errors
 from tsjt_pyg.evaluation.sweep import dask_cluster, run_all
 from tsjt_pyg.evaluation.table import Comparison, RunFailure, RunRecord
@@ -212,6 +215,29 @@ def check_outcomes(found):
 TASKS = [(STRATEGIES["pooled"], seed) for seed in range(4)]
 
 
+def test_the_runs_of_a_broken_pool_are_repeated_one_at_a_time_and_the_others_together(monkeypatch):
+    pools = []
+
+    def submit(attempt, run, shared, strategy, seed):
+        pools[-1][1].append(seed)
+        future = Future()
+        if 1 in pools[-1][1]:
+            future.set_exception(BrokenProcessPool("a worker was killed"))
+        else:
+            future.set_result(attempt(run, shared, strategy, seed))
+        return future
+
+    def pool(max_workers, timeout):
+        pools.append((max_workers, []))
+        return SimpleNamespace(submit=submit)
+
+    monkeypatch.setattr(loky, "get_reusable_executor", pool)
+    found = dict(run_all(measured, 7, TASKS, jobs=2))
+    assert str(found[1]) == "pooled, seed 1: its process was killed (out of memory?)"
+    assert found[0].errors.mean_mae == found[3].errors.mean_mae == 7
+    assert pools == [(2, [0, 1, 2, 3]), (1, [1]), (1, [2]), (2, [3])]
+
+
 @pytest.mark.slow
 def test_a_killed_process_loses_its_own_run_alone():
     assert check_outcomes(dict(run_all(measured, 7, TASKS, jobs=2))) == "its process was killed (out of memory?)"
@@ -235,7 +261,7 @@ def cluster():
     with (
         dask.config.set(settings),
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0", silence_logs=logging.CRITICAL
         ) as local,
     ):
         yield local.scheduler_address
@@ -259,7 +285,7 @@ def test_dask_names_who_was_killed(cluster):
 def test_two_dask_workers_give_the_same_table(task, serial):
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as local,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as local,
         distributed.Client(local) as client,
         joblib.parallel_config("dask", client=client),
     ):
@@ -267,6 +293,8 @@ def test_two_dask_workers_give_the_same_table(task, serial):
 
 
 def test_a_scheduler_that_does_not_answer_and_a_missing_dask_are_named(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(sweep, "CONNECT_SECONDS", 1)
     with (
         pytest.raises(OSError, match=r"dask: no scheduler answers at 'nowhere:1' .* expected an address such as tcp"),
         dask_cluster("nowhere:1"),

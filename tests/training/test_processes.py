@@ -55,7 +55,7 @@ def assert_same(found, expected, **tolerance):
         assert one == pytest.approx(other, abs=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["tsjt", "pooled", slow("tsjt_paper"), slow("finetune")])
+@pytest.mark.parametrize("strategy", ["tsjt", slow("pooled"), slow("tsjt_paper"), slow("finetune")])
 def test_ddp_equals_one_process(two_processes: TwoProcesses, task, strategy):
     work = partial(trainings.trained, task=task, strategy=strategy)
     ranks, alone = two_processes.run(work), work(None)
@@ -77,6 +77,17 @@ def test_parameters_of_one_city_are_trained_by_its_batches(two_processes: TwoPro
     assert_ranks_agree(ranks)
     assert_same(ranks[0], alone)
     assert sum("city " in name for name in alone.model) == 3
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_step_that_is_not_finite_in_one_process_is_left_out_by_all(two_processes: TwoProcesses, task, parallel):
+    work = partial(trainings.trained, task=task, strategy="tsjt_paper", parallel=parallel, steps=10)
+    ranks, alone = two_processes.run(partial(work, spoilt=(3, 8))), work(None, spoilt=(3, 8))
+    assert_ranks_agree(ranks)
+    assert_same(ranks[0], alone)
+    assert sum(entry["skipped_steps"] for entry in alone.log) == 2
+    for message in two_processes.run(partial(work, spoilt=tuple(range(100)), steps=30)):
+        assert message.startswith("FloatingPointError: training: 20 steps in a row were left out")
 
 
 @pytest.mark.slow
@@ -109,7 +120,8 @@ def test_a_checkpoint_goes_on_in_one_process_or_in_two(two_processes: TwoProcess
         assert "holds a run already" in refused
 
 
-@pytest.mark.parametrize("parallel", ["ddp", slow("fsdp")])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_bf16_is_close_to_float32(two_processes: TwoProcesses, task, parallel):
     work = partial(trainings.trained, task=task)
     ranks = two_processes.run(partial(work, precision="bf16-mixed", parallel=parallel))

@@ -34,6 +34,15 @@ class Trained:
     stats: dict[str, float]
 
 
+class Spoiler:
+    def __init__(self, spoilt: tuple[int, ...]) -> None:
+        self.spoilt, self.calls = spoilt, 0
+
+    def __call__(self, model: torch.nn.Module, _: Any, forecast: torch.Tensor) -> torch.Tensor | None:
+        self.calls += model.training
+        return forecast * torch.nan if model.training and self.calls in self.spoilt else None
+
+
 def embedded(cities: list[City]) -> Forecaster:
     """Each city has parameters that no batch of another uses."""
     embedding = CityEmbedding({city.name: city.num_nodes for city in cities}, 3)
@@ -49,12 +58,15 @@ def trained(
     precision: str = "32",
     stop_at: int | None = None,
     timeout: float = 60.0,
+    spoilt: tuple[int, ...] = (),
     **settings: Any,
 ) -> Trained | str:
-    """The result; or what went wrong."""
+    """The result; or what went wrong. ``spoilt``: which forecasts of the last rank's training are nan."""
     visible, sources = task
     torch.manual_seed(rank or 0)  # ranks begin with different models: rank 0's counts
     model = embedded([visible, *sources]) if embedding else CONFIG.build()
+    if rank != 0:
+        model.register_forward_hook(Spoiler(spoilt))
     steps = []
 
     def stop() -> bool:
@@ -67,7 +79,7 @@ def trained(
             with ALONE if alone else Processes(parallel, precision, timeout=timeout) as processes:
                 settings = {**SETTINGS, "stop": stop if stop_at else None, **settings}
                 result = fit(model, visible, sources, strategy, processes=processes, **settings)
-    except (ValueError, OSError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, ArithmeticError, KeyboardInterrupt) as error:
         return f"{type(error).__name__}: {error}"
     assert all(type(p) is torch.nn.Parameter for p in result.model.parameters())
     return Trained(

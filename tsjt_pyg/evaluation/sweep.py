@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import CancelledError, Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 KEPT = "runs.jsonl"
 """The file of a comparison's folder that holds the finished runs."""
+
+CONNECT_SECONDS = 10
+"""That a Dask scheduler has to answer."""
 
 Task = tuple[Strategy, int]
 """A strategy and a seed."""
@@ -55,22 +58,34 @@ def run_all(run: Run, shared: Any, tasks: Sequence[Task], jobs: int) -> Iterator
         jobs: Processes, where there is no cluster.
     """
     client = dask_client()
-    pool: Callable[[int], Executor] = _processes
-    if client is not None:
-        # The futures of the client, not joblib.Parallel: that waits forever for a run whose worker was killed.
-        pool, jobs = lambda _: client.get_executor(pure=False), len(tasks)
-        [shared] = client.scatter([shared], hash=False, broadcast=True)
     waiting = dict(enumerate(tasks))
+
+    def outcomes(numbers: Sequence[int], jobs: int) -> Iterator[tuple[int, RunRecord | RunFailure | None]]:
+        some = {number: waiting[number] for number in numbers}
+        if client is None:
+            yield from _outcomes(loky.get_reusable_executor(max_workers=jobs, timeout=300), run, shared, some)
+            return
+        # Anew each time: what a cluster was given is lost with the last worker that holds it.
+        [there] = client.scatter([shared], hash=False, broadcast=True)
+        # The futures of the client, not joblib.Parallel: that waits forever for a run whose worker was killed.
+        yield from _outcomes(client.get_executor(pure=False), run, there, some)
+
     while waiting:
-        suspects = list(waiting)[:jobs]
-        for number, outcome in _outcomes(pool(jobs), run, shared, waiting):
-            del waiting[number]
-            yield number, outcome
-        for number in [number for number in suspects if number in waiting]:
-            task = waiting.pop(number)
-            alone = dict(_outcomes(pool(1), run, shared, {number: task}))
-            killed = RunFailure(task[0].name, task[1], "its process was killed (out of memory?)")
-            yield number, alone.get(number, killed)
+        killed, before = [], len(waiting)
+        for number, outcome in outcomes(list(waiting), jobs):
+            if outcome is None:
+                killed.append(number)
+            else:
+                del waiting[number]
+                yield number, outcome
+        # In a pool of processes all that had not finished are lost; the first ones were running.
+        suspects = sorted(killed)[: jobs if client is None else None]
+        if not suspects and len(waiting) == before:
+            suspects = list(waiting)[:1]
+        for number in suspects:
+            alone = dict(outcomes([number], 1)).get(number)
+            strategy, seed = waiting.pop(number)
+            yield number, alone or RunFailure(strategy.name, seed, "its process was killed (out of memory?)")
 
 
 def dask_client() -> Any | None:
@@ -91,7 +106,7 @@ def dask_cluster(address: str) -> Iterator[None]:
     except ImportError as error:
         raise ImportError(f"dask: it is not installed here ({error}); pip install 'tsjt-pyg[dask]'") from error
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise OSError(
             f"dask: no scheduler answers at {address!r} ({error}); expected an address such as tcp://host:8786, which "
@@ -101,15 +116,11 @@ def dask_cluster(address: str) -> Iterator[None]:
         yield
 
 
-def _processes(jobs: int) -> Executor:
-    executor: Executor = loky.get_reusable_executor(max_workers=jobs, timeout=300)
-    return executor
-
-
 def _outcomes(
     executor: Executor, run: Run, shared: Any, tasks: Mapping[int, Task]
-) -> Iterator[tuple[int, RunRecord | RunFailure]]:
-    """The outcomes of ``tasks``, but for those that were lost because some process of the pool was killed."""
+) -> Iterator[tuple[int, RunRecord | RunFailure | None]]:
+    """The outcomes of ``tasks``; None where a process was killed that may have been the run's, and nothing for runs of
+    a cluster that lost what they need."""
     with warnings.catch_warnings():
         # A worker that has grown is replaced by a new one; nothing is lost, so nobody needs to hear of it.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
@@ -117,12 +128,14 @@ def _outcomes(
         try:
             for future in as_completed(futures):
                 number = futures[future]
-                error = future.exception()
-                if error is None:
+                try:
                     yield number, future.result()
-                elif not _process_died(error):
+                except CancelledError:
+                    continue
+                except Exception as error:
                     strategy, seed = tasks[number]
-                    yield number, RunFailure(strategy.name, seed, _described(error))
+                    died = _process_died(error)
+                    yield number, None if died else RunFailure(strategy.name, seed, _described(error))
         except BaseException:  # Ctrl-C, or who asked for the outcomes went away
             for future in futures:
                 future.cancel()
