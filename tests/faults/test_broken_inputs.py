@@ -233,7 +233,7 @@ def test_500_broken_inputs_end_in_a_finite_result_or_a_clear_error(example, tmp_
 
 
 def test_the_harness_tells_a_foreign_error_from_one_of_ours():
-    with pytest.raises(AssertionError, match="was raised at"):
+    with pytest.raises(AssertionError, match="RuntimeError: inconsistent tensor size"):
         outcome(lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(AssertionError, match="was raised at"):
         outcome(lambda: pd.Timedelta("soon"))

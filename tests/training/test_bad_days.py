@@ -1,4 +1,4 @@
-"""Sensors that die, cities without movement, days without readings, clocks that jump: a finite model or a clear error."""
+"""Sensors that die, cities without movement, days without readings, clocks that jump: a finite model or an error."""
 
 from __future__ import annotations
 
