@@ -142,6 +142,11 @@ def test_the_southern_hemisphere_has_its_standard_time_in_june():
             r"repeated: expected 'error', 'first' or",
         ),
         (pd.date_range("2024", periods=3, freq="5min"), {"clock": "summer"}, r"clock: expected 'wall' or 'standard'"),
+        (
+            pd.date_range("2024", periods=3, freq="5min").append(pd.DatetimeIndex(["2034-01-01"])),
+            {},
+            r"its 4 times .* would be 1052065 steps of 0 days 00:05:00 .* almost all missing.* confirm with interval=",
+        ),
         (pd.DatetimeIndex(["2024-01-01"] * 3), {"interval": "5min"}, r"3 rows fall on 2024-01-01 00:00:00; choose"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from hypothesis import strategies as st
 
@@ -61,7 +62,7 @@ def check_clear(error: BaseException) -> None:
     assert frames, text
     assert PACKAGE in Path(frames[-1].filename).resolve().parents, f"{text} was raised at {where}"
     assert (frames[-1].line or "").lstrip().startswith("raise "), f"{text} was not raised, but happened, at {where}"
-    assert len(str(error)) > 20, text
+    assert len(str(error)) > 20, f"{text} at {where}"
     assert not OF_PYTHON.search(_OTHERS.sub("", str(error))), f"{text} at {where}"
 
 
@@ -228,6 +229,55 @@ def cities(draw: Any) -> tuple[str, Callable[[], City]]:
     if isinstance(values, torch.Tensor) or np.asarray(values).dtype.kind not in "fi":
         return "from_adjacency", lambda: City.from_adjacency(values, ring, **about)
     return way, plain
+
+
+@st.composite
+def tables(draw: Any) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """A table of readings whose clock jumps, one of sensors, and how they are to be read."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    time = list(pd.date_range("2024-03-30", periods=draw(st.sampled_from([2, 30, 96])), freq="60min"))
+    jumps = ["twice", "skipped", "back", "gap", "shifted", "reversed", "year", "none", "half"]
+    for jump in draw(st.lists(st.sampled_from(jumps), max_size=2)):
+        at = draw(st.integers(0, len(time) - 1))
+        match jump:
+            case "twice":
+                time.insert(at, time[at])
+            case "skipped":
+                del time[at : at + 1]
+            case "back":
+                time[at:] = [moment - pd.Timedelta("3h") for moment in time[at:]]
+            case "gap":
+                time[at:] = [moment + pd.Timedelta("9D") for moment in time[at:]]
+            case "shifted":
+                time[at:] = [moment + pd.Timedelta("17min") for moment in time[at:]]
+            case "reversed":
+                time.reverse()
+            case "year":
+                time[at] -= pd.Timedelta("14610D")
+            case "none":
+                time[at] = pd.NaT
+            case "half":
+                time[at] += pd.Timedelta("30min")
+        if not time:
+            break
+    ids = ["1", "2", "3"]
+    read = pd.DataFrame(40 + rng.normal(size=(len(time), 3)), index=pd.DatetimeIndex(time, name="time"), columns=ids)
+    if len(read):
+        row, column = draw(st.integers(0, len(read) - 1)), draw(st.integers(0, 2))
+        read = read.astype(object)
+        read.iloc[row, column] = some(draw, [1.0, np.nan], ["x", "", "1,5", 1e300, np.inf, 1e20, "nan", True, "-"], 4)
+    if draw(st.integers(0, 9)) == 5:
+        read.columns = draw(st.sampled_from([["1", "1", "3"], ["a", "b", "c"], ["1", "2", ""]]))
+    sensors = pd.DataFrame({"sensor_id": ids, "latitude": [1.0, 1.001, 1.002], "longitude": 2.0})
+    if draw(st.integers(0, 9)) == 5:
+        broken: Any = draw(
+            st.sampled_from([{"latitude": 200.0}, {"latitude": "north"}, {"sensor_id": "1"}, {"longitude": None}])
+        )
+        sensors = sensors.assign(**broken)
+    how = {"duplicates": some(draw, ["error", "mean", "first"], ["sum", None, 3], 10)}
+    if draw(st.booleans()):
+        how["interval"] = some(draw, ["60min", "30min"], ["7min", 0, "-1h", "soon", None], 6)
+    return read, sensors, how
 
 
 # --- configurations ------------------------------------------------------------------------------------------------

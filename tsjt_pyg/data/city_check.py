@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from .clean import LARGEST, within_bounds
 from .parts import check_local
 from .rows import row_blocks
 
 if TYPE_CHECKING:
     from .city import City
 
-LARGEST = 1e15
-"""Nothing that is measured of traffic is as large, but marks for "missing" are (1e20, 3.4e38); squares of larger
-numbers overflow float32."""
-
 
 def check_readings(city: City, argument: str) -> None:
-    """Refuses observed readings that no arithmetic survives: nan, inf, or larger than :data:`LARGEST`.
+    """Refuses observed readings that no arithmetic survives: nan, inf, or beyond :data:`~tsjt_pyg.data.clean.LARGEST`.
 
     Reads the whole city, which the constructor, for one that lies in a file, does not.
 
@@ -28,8 +25,7 @@ def check_readings(city: City, argument: str) -> None:
     """
     first = 0
     for readings, mask in row_blocks(city.readings, city.mask):
-        low, high = readings.aminmax()
-        if not (low >= -LARGEST and high <= LARGEST):  # also where one is nan, perhaps under a false mask
+        if not within_bounds(readings):  # perhaps under a false mask, where anything may stand
             bad = (mask & ~(readings.abs() <= LARGEST)).nonzero()
             if len(bad):
                 step, node, channel = bad[0].tolist()

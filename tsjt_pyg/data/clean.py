@@ -14,6 +14,9 @@ from .ids import id_text
 
 ReadingsLike = np.ndarray | Tensor | pd.DataFrame | Mapping[str, pd.DataFrame]
 
+LARGEST = 1e15
+"""No reading of traffic is larger, but marks for "missing" are (1e20, 3.4e38), and sums of their squares overflow."""
+
 
 @dataclass(frozen=True)
 class CleanReadings:
@@ -42,8 +45,8 @@ def clean_readings(readings: ReadingsLike, mask: np.ndarray | Tensor | None = No
         mask: Bool, shape of ``readings`` (``[T, N]`` is enough for one channel); combined with the NaNs.
 
     Raises:
-        ValueError: On a wrong shape, text, infinite readings, duplicate nodes, irregular or unparsed time, or a mask
-            that does not fit.
+        ValueError: On a wrong shape, text, infinite readings or some beyond :data:`LARGEST`, duplicate nodes, irregular
+            or unparsed time, or a mask that does not fit.
         TypeError: If ``readings`` or ``mask`` is of no accepted kind.
     """
     if isinstance(readings, pd.DataFrame):
@@ -94,13 +97,19 @@ def _mask_missing(values: Tensor, mask: np.ndarray | Tensor | None) -> tuple[Ten
         missing = missing | ~observed.reshape(values.shape).to(values.device)
     if missing.any():
         values = values.masked_fill(missing, 0.0)
-    if not torch.isfinite(values).all():
-        step, node, channel = (int(i) for i in torch.nonzero(~torch.isfinite(values))[0])
+    if not within_bounds(values):
+        step, node, channel = (int(i) for i in torch.nonzero(~(values.abs() <= LARGEST))[0])
         raise ValueError(
-            f"readings: found {values[step, node, channel].item()} at step {step}, node {node}, channel {channel}; "
-            "readings must be finite, with NaN (or a mask) where nothing was observed"
+            f"readings: found {values[step, node, channel].item():g} at step {step}, node {node}, channel {channel}; "
+            f"readings must be finite and at most {LARGEST:g} in size, with NaN (or a mask) where nothing was observed"
         )
     return values, ~missing
+
+
+def within_bounds(values: Tensor) -> bool:
+    """Whether all are finite and at most :data:`LARGEST` in size."""
+    low, high = values.aminmax()
+    return bool((low >= -LARGEST) & (high <= LARGEST))
 
 
 def _from_tables(
@@ -162,6 +171,6 @@ def _regular_time(index: pd.Index) -> tuple[pd.Timestamp | None, pd.Timedelta | 
         bad = int(np.argmax(np.asarray((gaps != interval) | (gaps <= pd.Timedelta(0)))))
         raise ValueError(
             f"readings: irregular time: {index[bad]} is followed by {index[bad + 1]}, the first gap is {interval}; "
-            "sort, drop duplicates, and reindex to a fixed frequency (NaN where nothing was observed)"
+            "tsjt_pyg.data.regular_time(table) sorts, puts rows on a grid and fills gaps with NaN"
         )
     return index[0], interval

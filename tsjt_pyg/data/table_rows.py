@@ -13,9 +13,7 @@ import pandas as pd
 from .parts import parse_interval
 from .table_columns import NAMES, find_column, no_column
 from .table_file import Table
-
-_MOST_GAPS = 10
-"""A table whose times leave more than this many steps a row open has a wrong time somewhere."""
+from .times import MOST_GAPS
 
 Duplicates = Literal["error", "mean", "first", "last"]
 
@@ -233,7 +231,7 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
             "pandas, or say interval="
         )
     num_steps = (unique[-1] - start) // spacing + 1
-    if interval is None and num_steps > _MOST_GAPS * len(unique):
+    if interval is None and num_steps > MOST_GAPS * len(unique):
         raise ValueError(
             f"{label}: its {len(unique)} times from {start} to {unique[-1]} would be {num_steps} steps of {spacing} "
             "(the most frequent gap), almost all missing; if no time is wrong, confirm with interval="

@@ -25,6 +25,9 @@ Clock = Literal["wall", "standard"]
 
 _NOTHING = pd.Timedelta(0)
 
+MOST_GAPS = 10
+"""Steps a row at most, if nobody said the interval: a single wrong year would ask for millions."""
+
 
 @dataclass(frozen=True)
 class TimeChanges:
@@ -99,7 +102,8 @@ def regular_time(
 
     Raises:
         ValueError: If the index is no time or holds NaT, a time zone is missing, superfluous or unknown, a row is
-            farther from the grid than ``tolerance``, or several rows share a step and ``repeated`` is ``"error"``.
+            farther from the grid than ``tolerance``, almost all steps would be without a row (and ``interval`` was not
+            given), or several rows share a step and ``repeated`` is ``"error"``.
 
     Example:
         >>> table = pd.read_csv("speed.csv", index_col="time", parse_dates=True)
@@ -135,6 +139,12 @@ def regular_time(
         rows = table.groupby(level=0)
         table = rows.first() if repeated == "first" else rows.mean()  # of what was observed, node by node
     table = table.sort_index()  # a clock that is set back shows earlier times again
+    num_steps = (table.index[-1] - table.index[0]) // step + 1
+    if interval is None and num_steps > MOST_GAPS * len(table):
+        raise ValueError(
+            f"table: its {len(table)} times from {table.index[0]} to {table.index[-1]} would be {num_steps} steps of "
+            f"{step} (the most frequent gap), almost all missing; if no time is wrong, confirm with interval="
+        )
     full = pd.date_range(table.index[0], table.index[-1], freq=step)
     absent = full[~full.isin(table.index)]
     regular = table.reindex(full)
