@@ -1,10 +1,11 @@
 """What a large city costs: memory and seconds of an epoch at 1,000, 10,000 and 100,000 nodes, in blocks and as a whole.
 
 A synthetic grid of roads with simulated readings of three days at 5 minutes; a GConvGRU trained with ``fit`` on the
-target alone. An epoch: every node is in the core of a block once, with 8 windows. Every size is a process of its own
-that may take 8 GiB; sizes take turns. Then what the halo costs: a bundled city forecast and trained in blocks.
+target alone. An epoch: every node is in the core of a block once, with 8 windows. Memory is that of a process of its
+own, which may take 8 GiB; for the growth of time, steps of all sizes take turns in one process. Then what the halo
+costs: a bundled city forecast and trained in blocks.
 
-    python benchmarks/large_city.py [--sizes 1000,10000,100000] [--rounds 2] [--output benchmarks/results/large_city.md]
+    python benchmarks/large_city.py [--sizes 1000,10000,100000] [--turns 21] [--output benchmarks/results/large_city.md]
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from tsjt_pyg.data.node_blocks import node_blocks
 from tsjt_pyg.datasets import load_city
 from tsjt_pyg.evaluation.metrics import HorizonErrors
 from tsjt_pyg.training import ModelConfig, fit, forecast_windows
+from tsjt_pyg.training.batches import TrainingBatches
 
 BATCH_SIZE, HIDDEN, DAYS = 8, 32, 3
 NODES_PER_BATCH, NUM_HOPS = 2000, 2
 LIMIT = 8 * 2**30
 MIB = 2**20
+HALOS_IN_TURNS = (1, 2)
 CITY, HALO_BLOCK, HALOS = "demo/gridport", 46, (0, 1, 2, 4)
 
 
@@ -109,8 +112,6 @@ def measure(num_nodes: int, whole: bool, epochs: int) -> dict[str, float]:
         "memory": peak(),
         "before": before,
         "cutting": cutting,
-        "seen": 1.0 if blocks is None else sum(len(block.nodes) for block in blocks) / num_nodes,
-        "blocks": steps,
         "wall": statistics.median(walls[b] - walls[a] for a, b in itertools.pairwise(ends)),
         "cpu": statistics.median(cpus[b] - cpus[a] for a, b in itertools.pairwise(ends)),
     }
@@ -127,6 +128,43 @@ def in_process(num_nodes: int, whole: bool, epochs: int) -> dict[str, float] | N
     if "allocate memory" in done.stderr or "MemoryError" in done.stderr or "bad_alloc" in done.stderr:
         return None
     raise RuntimeError(f"{num_nodes} nodes: {done.stderr}")
+
+
+# --- growth with the size
+
+
+def epochs_in_turns(sizes: list[int], turns: int) -> list[dict[str, float]]:
+    """CPU seconds of an epoch by size and width of the halo: the median step times the number of blocks.
+
+    Steps of all sizes take turns, so that what else the machine does slows all of them down alike.
+    """
+    rows = []
+    for size in sizes:
+        city = road_grid(size)
+        for num_hops in HALOS_IN_TURNS if size > NODES_PER_BATCH else HALOS_IN_TURNS[:1]:
+            torch.manual_seed(0)
+            model = ModelConfig(cell="GConvGRU", hidden_channels=HIDDEN, profile=False).build()
+            optimizer = torch.optim.Adam(model.parameters())
+            batches = TrainingBatches(
+                model, city, [], 1, BATCH_SIZE, 0, nodes_per_batch=NODES_PER_BATCH, num_hops=num_hops
+            )
+            rows.append((size, num_hops, model, optimizer, batches, list[float]()))
+    for step in range(-1, turns):  # the first one warms up
+        for _, _, model, optimizer, batches, taken in rows:
+            begin = time.process_time()
+            optimizer.zero_grad()
+            batches.loss(model, step + 1, source=False).backward()
+            optimizer.step()
+            if step >= 0:
+                taken.append(time.process_time() - begin)
+    found = []
+    for size, num_hops, _, _, batches, taken in rows:
+        blocks = batches.target.blocks
+        seen = size if blocks is None else sum(len(block.nodes) for block in blocks)
+        count = 1 if blocks is None else len(blocks)
+        cpu = count * statistics.median(taken)
+        found.append({"size": size, "halo": num_hops, "blocks": count, "seen": seen / size, "cpu": cpu})
+    return found
 
 
 # --- what a halo costs
@@ -196,22 +234,30 @@ def halo_costs(steps: int) -> list[dict[str, float | None]]:
 # --- the report
 
 
-def cost_table(runs: dict[int, list[dict[str, float]]], wholes: dict[int, dict[str, float] | None]) -> str:
+def memory_table(runs: dict[int, dict[str, float]], wholes: dict[int, dict[str, float] | None]) -> str:
     lines = [
-        "| nodes | blocks | nodes seen | peak memory (MiB) | CPU s/epoch | µs a node | growth a node | wall s/epoch "
-        "| whole city: MiB | CPU s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| nodes | peak memory (MiB) | CPU s/epoch | wall s/epoch | whole city in a batch: MiB | CPU s/epoch |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    first = None
-    for size, found in runs.items():
-        cpu, wall = (statistics.median(run[key] for run in found) for key in ("cpu", "wall"))
-        first = first or cpu / size
-        run, whole = found[0], wholes.get(size)
-        memory = max(run["memory"] for run in found)
-        as_whole = f"{whole['memory'] / MIB:,.0f} | {whole['cpu']:.2f}" if whole else "more than 8 GiB | "
+    for size, run in runs.items():
+        whole = wholes[size]
+        as_whole = f"{whole['memory'] / MIB:,.0f} | {whole['cpu']:.2f}" if whole else "more than 8 GiB | not measured"
+        lines.append(f"| {size:,} | {run['memory'] / MIB:,.0f} | {run['cpu']:.2f} | {run['wall']:.2f} | {as_whole} |")
+    return "\n".join(lines)
+
+
+def growth_table(rows: list[dict[str, float]]) -> str:
+    lines = [
+        "| nodes | halo (hops) | blocks | nodes seen | CPU s/epoch | µs a node | growth a node |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    first = rows[0]["cpu"] / rows[0]["size"]
+    for row in rows:
+        a_node = row["cpu"] / row["size"]
+        halo = row["halo"] if row["blocks"] > 1 else "none"
         lines.append(
-            f"| {size:,} | {run['blocks']:.0f} | {run['seen']:.2f} x | {memory / MIB:,.0f} | {cpu:.2f} | "
-            f"{cpu / size * 1e6:.0f} | {cpu / size / first - 1:+.0%} | {wall:.2f} | {as_whole} |"
+            f"| {row['size']:,} | {halo} | {row['blocks']} | {row['seen']:.2f} x | {row['cpu']:.2f} | "
+            f"{a_node * 1e6:.0f} | {a_node / first - 1:+.0%} |"
         )
     return "\n".join(lines)
 
@@ -233,8 +279,8 @@ def halo_table(rows: list[dict[str, float | None]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1000,10000,100000", help="Numbers of nodes.")
-    parser.add_argument("--rounds", type=int, default=2, help="Turns of every size.")
-    parser.add_argument("--halo-steps", type=int, default=100, help="Steps of each training of the second table.")
+    parser.add_argument("--turns", type=int, default=21, help="Steps of every size of the second table.")
+    parser.add_argument("--halo-steps", type=int, default=100, help="Steps of each training of the third table.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "large_city.md")
     parser.add_argument("--child", nargs=3, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -245,35 +291,42 @@ def main() -> None:
         print(json.dumps(measure(num_nodes, bool(whole), epochs)))
         return
     sizes = [int(size) for size in arguments.sizes.split(",")]
-    runs: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
-    for _ in range(arguments.rounds):
-        for size in sizes:
-            found = in_process(size, whole=False, epochs=max(1, 20_000 // size))
-            if found is None:
-                raise MemoryError(f"{size} nodes: more than 8 GiB")
-            runs[size].append(found)
-    wholes = {size: in_process(size, whole=True, epochs=1) for size in sizes}
+    runs: dict[int, dict[str, float]] = {}
+    for size in sizes:
+        found = in_process(size, whole=False, epochs=max(1, 20_000 // size))
+        if found is None:
+            raise MemoryError(f"{size} nodes: more than 8 GiB")
+        runs[size] = found
+    memory = memory_table(runs, {size: in_process(size, whole=True, epochs=1) for size in sizes})
     torch.set_num_threads(1)
-    costs, halos = cost_table(runs, wholes), halo_table(halo_costs(arguments.halo_steps))
+    growth, halos = growth_table(epochs_in_turns(sizes, arguments.turns)), halo_table(halo_costs(arguments.halo_steps))
     network = load_city(CITY)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torch-geometric", "scipy"))
     text = f"""# A large city
 
-Made by `python benchmarks/large_city.py --sizes {arguments.sizes} --rounds {arguments.rounds}` on {date.today()} with
+Made by `python benchmarks/large_city.py --sizes {arguments.sizes} --turns {arguments.turns}` on {date.today()} with
 tsjt_pyg {tsjt_pyg.__version__}, {versions}, Python {platform.python_version()}, one thread of {os.cpu_count()} cores
 ({platform.machine()}), which other programs used too: CPU seconds are the process's own.
 
 A synthetic grid of roads with {DAYS} days of simulated readings every 5 minutes; GConvGRU, {HIDDEN} hidden channels,
-{BATCH_SIZE} windows of 12 + 12 steps a step, blocks of at most {NODES_PER_BATCH:,} nodes, halos of {NUM_HOPS} hops.
-An epoch: every node is in the core of a block once. *Nodes seen*: those of all blocks with their halos, beside the
-city's. *Growth*: of the CPU seconds a node, from the first row. *Whole city*: the same number of windows with all nodes
-in every batch. Every process had a limit of 8 GiB.
+{BATCH_SIZE} windows of 12 + 12 steps a step, blocks of at most {NODES_PER_BATCH:,} nodes. An epoch: every node is in
+the core of a block once.
 
-{costs}
+## Memory
 
-Median of {arguments.rounds} processes of {", ".join(str(max(1, 20_000 // size)) for size in sizes)} epochs, in turns;
-memory: the largest. A process had {runs[sizes[0]][0]["before"] / MIB:,.0f} MiB before there was a city. Cutting the
-largest city into blocks took {runs[sizes[-1]][0]["cutting"]:.1f} s.
+`fit` in a process of its own with a limit of 8 GiB, halos of {NUM_HOPS} hops; epochs as they were timed there, the
+median of {", ".join(str(max(1, 20_000 // size)) for size in sizes)}. A process had {runs[sizes[0]]["before"] / MIB:,.0f} MiB
+before there was a city. Cutting the largest city into blocks took {runs[sizes[-1]]["cutting"]:.1f} s.
+
+{memory}
+
+## Time
+
+Steps of all sizes took turns in one process; an epoch is the median of {arguments.turns} steps times the number of
+blocks. *Nodes seen*: those of all blocks with their halos, beside the city's. *Growth*: of the CPU seconds a node, from
+the first row.
+
+{growth}
 
 ## What a halo costs
 
