@@ -315,7 +315,8 @@ the core of a block once.
 ## Memory
 
 `fit` in a process of its own with a limit of 8 GiB, halos of {NUM_HOPS} hops; epochs as they were timed there, the
-median of {", ".join(str(max(1, 20_000 // size)) for size in sizes)}. A process had {runs[sizes[0]]["before"] / MIB:,.0f} MiB
+median of {", ".join(str(max(1, 20_000 // size)) for size in sizes)}. A process had
+{runs[sizes[0]]["before"] / MIB:,.0f} MiB
 before there was a city. Cutting the largest city into blocks took {runs[sizes[-1]]["cutting"]:.1f} s.
 
 {memory}

@@ -118,15 +118,9 @@ def judge_sources(
     0.3 or more, in every channel. Shuffled steps and noise fail at the first one, a quantity that changes faster at a
     later one.
 
-<<<<<<< HEAD
-    Both look at a source as a whole. One that broke half-way, went silent at a value or changed its scale, has days
-    that are unlike its other days (:func:`~tsjt_pyg.training.odd_days.odd_share`): at most :data:`ODD` of them may be,
-    and as much of its variance may lie in them.
-=======
     Both look at a source as a whole. One that broke half-way, went silent at a value or changed its scale has days that
     are unlike its other days (:func:`~tsjt_pyg.training.odd_days.odd_share`): at most :data:`ODD` of them may be, and
     as much of its variance may lie in them.
->>>>>>> af40987 (Bad days: sensors that die, days without readings, clocks that jump, tested; odd days of the real cities)
 
     Errors are in standard deviations of each channel, as in training. Sources that are taken take their turns equally
     often.

@@ -15,11 +15,7 @@ PERSISTENT = 0.5
 """Of the correlation from step to step that a good day (the upper quartile) has: with less of it, a day is odd."""
 
 OBSERVED = 0.5
-<<<<<<< HEAD
-"""Of the readings of the fullest day: one with fewer, of a night alone perhaps, cannot be compared and is left out."""
-=======
 """Of the readings of the fullest day: a day with fewer, a night perhaps, cannot be compared and is left aside."""
->>>>>>> af40987 (Bad days: sensors that die, days without readings, clocks that jump, tested; odd days of the real cities)
 
 
 def odd_share(city: City) -> float:

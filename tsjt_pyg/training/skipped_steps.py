@@ -65,15 +65,8 @@ def blame(model: torch.nn.Module, batches: TrainingBatches, step: int, kinds: Se
         city, index, block = batches.drawn(step, source)
         bad = [number for number in index.tolist() if not _is_finite(model, city, number, step, block)]
         if bad:
-<<<<<<< HEAD
-            found.append(
-                f"{'source' if source else 'target'} city {city.windows.city.name}, {_window(city, bad[0])} "
-                f"({len(bad)} of the {len(index)} windows of its batch)"
-            )
-=======
             name = f"{'source' if source else 'target'} city {city.windows.city.name}"
             found.append(f"{name}, {_window(city, bad[0])} ({len(bad)} of the {len(index)} windows of its batch)")
->>>>>>> af40987 (Bad days: sensors that die, days without readings, clocks that jump, tested; odd days of the real cities)
     if not found:
         return "each window of its batches alone is finite, so their sum overflows: lower the strategy's weights"
     return (
