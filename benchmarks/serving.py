@@ -196,8 +196,8 @@ def main() -> None:
             "so that all see the same machine; every way was first checked to forecast the same. The bare forward",
             "pass and the program of `Forecaster.export` get scaled tensors; the latter makes its graph operators anew",
             "in every call, because each may be of another city. The process reads and writes CSVs, start-up included.",
-            "Computing: the time of all processors together, which other work on the machine changes less; latency",
-            "beyond it is waiting for a processor.",
+            "Computing: the time of all processors together, which other work on a shared machine changes less;",
+            "latency beyond it is waiting for a processor.",
             "",
             *table(header, rows),
         ]
