@@ -360,7 +360,7 @@ def test_compare_ends_with_status_1_where_a_run_failed_and_tries_it_again(tsjt, 
     monkeypatch.setattr(TrainingRun, "train_step", breaks)
     compare = [
         "compare", *TARGET, "--sources", "demo/ringwood", *TINY, "--strategies", "target_only,pooled", "--seeds", 1,
-        "--steps", 1, "--jobs", 1, "--output", tmp_path,
+        "--steps", 1, "--jobs", 1, "--output", tmp_path, "--visible-days", 13,
     ]  # fmt: skip
     text = tsjt(*compare, code=1)
     assert "failed: pooled, seed 0: FloatingPointError: the loss is not finite after step 0" in text

@@ -72,7 +72,7 @@ def test_ddp_equals_one_process(two_processes: TwoProcesses, task, strategy):
     ("strategy", "parallel"), [slow("tsjt", "ddp"), ("tsjt", "fsdp"), ("pooled", "ddp"), slow("pooled", "fsdp")]
 )
 def test_parameters_of_one_city_are_trained_by_its_batches(two_processes: TwoProcesses, task, strategy, parallel):
-    work = partial(trainings.trained, task=task, strategy=strategy, embedding=True, parallel=parallel)
+    work = partial(trainings.trained, task=task, strategy=strategy, embedding=True, parallel=parallel, steps=15)
     ranks, alone = two_processes.run(work), work(None)
     assert_ranks_agree(ranks)
     assert_same(ranks[0], alone)
@@ -228,7 +228,7 @@ def test_who_was_started_with_this_process(variables, expected):
 
 
 TRAIN = [
-    "train", "--target", "demo/riverton", "--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "2",
+    "train", "--target", "demo/riverton", "--cell", "GRU", "--hidden", "8", "--batch-size", "8", "--visible-days", "13",
     "--validation-days", "0.25", "--steps", "3", "--strategy", "pooled", "--output",
 ]  # fmt: skip
 
