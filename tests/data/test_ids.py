@@ -104,3 +104,6 @@ def test_ids_become_unique_text():
     assert check_ids([3, "a", 2.5], 3) == ("3", "a", "2.5")
     with pytest.raises(ValueError, match="graph: '1' occurs more than once; node ids must be unique"):
         check_ids([1, "1"], 2, "graph")
+    for nothing in (7, "ab", None):
+        with pytest.raises(ValueError, match="node_ids: expected a list of ids, one for each node, found"):
+            check_ids(nothing, 2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import pandas as pd
 import pytest
 import torch
 from broken_inputs import VISIBLE_DAYS, check_clear, cities, fittings, models, outcome, some, tables
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tsjt_pyg import City, cli
 from tsjt_pyg.data import regular_time
-from tsjt_pyg.evaluation import compare
+from tsjt_pyg.evaluation import compare, sweep
 from tsjt_pyg.training import FitResult, ModelConfig, fit, forecast_windows
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
@@ -61,6 +62,23 @@ def check_finite(result: FitResult, test: City) -> None:
     for _, forecast in forecast_windows(model, windows, result.scaler, support=result.support):
         assert forecast.isfinite().all()
         break
+
+
+@contextmanager
+def caught_in(module: Any, name: str) -> Iterator[list[BaseException]]:
+    """The errors that are being handled when a function of a module, which only tells of them, is called."""
+    seen: list[BaseException] = []
+    told = getattr(module, name)
+
+    def look(*arguments: Any) -> Any:
+        error = sys.exception()
+        if error is not None:
+            seen.append(error)
+        return told(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, look)
+        yield seen
 
 
 def sources_of(kind: str, target: City, broken: City) -> list[Any]:
@@ -136,7 +154,10 @@ def run(example: dict[str, Any], folder: Path) -> str:
             verbose=False,
         )
 
-    kind, found = outcome(measured)
+    with caught_in(sweep, "_described") as seen:
+        kind, found = outcome(measured)
+    for error in seen:
+        check_clear(error)
     if kind == "result":
         assert all(math.isfinite(record.errors.mean_mae) for record in found.records)
     return f"compare: {kind}"
@@ -186,21 +207,8 @@ def command(example: dict[str, Any], target: City, sources: list[Any], folder: P
         "output": folder / "run",
     }
     arguments = ["train", *(f"--{name}={value}" for name, value in given.items())]
-    seen: list[BaseException] = []
-    told = cli._plain
-
-    def look(text: str) -> str:
-        error = sys.exception()
-        if error is not None:
-            seen.append(error)
-        return told(text)
-
-    def invoke() -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "_plain", look)
-            return CliRunner().invoke(cli.app, arguments)
-
-    kind, found = outcome(invoke)
+    with caught_in(cli, "_plain") as seen:
+        kind, found = outcome(lambda: CliRunner().invoke(cli.app, arguments))
     assert kind == "result"
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise AssertionError(f"a traceback instead of a line: {found.exception!r}") from found.exception
@@ -212,11 +220,8 @@ def command(example: dict[str, Any], target: City, sources: list[Any], folder: P
     return "result" if found.exit_code == 0 else "error"
 
 
-COUNTS: Counter[str] = Counter()
-
-
 def check(example: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
-    COUNTS[run(example, tmp_path_factory.mktemp("broken"))] += 1
+    event(run(example, tmp_path_factory.mktemp("broken")))  # counted by pytest --hypothesis-show-statistics
 
 
 @settings(max_examples=25, **QUIET)

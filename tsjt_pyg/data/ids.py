@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,8 @@ def id_text(value: object) -> str:
 
 def check_ids(node_ids: Sequence[object], num_nodes: int, argument: str = "node_ids") -> tuple[str, ...]:
     """Node ids as unique text, one a node."""
+    if isinstance(node_ids, str | bytes) or not isinstance(node_ids, Iterable):
+        raise ValueError(f"{argument}: expected a list of ids, one for each node, found {node_ids!r}")
     ids = tuple(map(id_text, node_ids))
     if len(ids) != num_nodes:
         raise ValueError(f"{argument}: expected {num_nodes} ids, one for each node of the readings, found {len(ids)}")
