@@ -23,6 +23,7 @@ from tsjt_pyg import City, cli
 from tsjt_pyg.data import regular_time
 from tsjt_pyg.evaluation import compare, sweep
 from tsjt_pyg.training import FitResult, ModelConfig, fit, forecast_windows
+from tsjt_pyg.training.guard import guard_steps
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 
@@ -243,6 +244,6 @@ def test_the_harness_tells_a_foreign_error_from_one_of_ours():
     with pytest.raises(AssertionError, match="was raised at"):
         outcome(lambda: pd.Timedelta("soon"))
     with pytest.raises(AssertionError, match="was not raised, but happened"):
-        outcome(lambda: usual().few_shot("3"))
+        outcome(lambda: guard_steps("100", 1))
     assert outcome(lambda: usual().few_shot(0))[0] == "error"
     assert outcome(lambda: usual().num_nodes) == ("result", 3)
