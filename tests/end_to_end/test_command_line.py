@@ -358,9 +358,13 @@ def test_compare_ends_with_status_1_where_a_run_failed_and_tries_it_again(tsjt, 
         train_step(run)
 
     monkeypatch.setattr(TrainingRun, "train_step", breaks)
+    paths = [
+        load_city(f"demo/{name}").select("speed").between(0, 900).save(tmp_path / f"{name}.npz")
+        for name in ("riverton", "ringwood")
+    ]
     compare = [
-        "compare", *TARGET, "--sources", "demo/ringwood", *TINY, "--strategies", "target_only,pooled", "--seeds", 1,
-        "--steps", 1, "--jobs", 1, "--output", tmp_path, "--visible-days", 13,
+        "compare", "--target", paths[0], "--sources", paths[1], *TINY, "--strategies", "target_only,pooled",
+        "--seeds", 1, "--steps", 1, "--jobs", 1, "--output", tmp_path / "c",
     ]  # fmt: skip
     text = tsjt(*compare, code=1)
     assert "failed: pooled, seed 0: FloatingPointError: the loss is not finite after step 0" in text
