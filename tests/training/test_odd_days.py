@@ -55,6 +55,19 @@ def test_a_single_day_of_ten_that_brings_little_variance_is_forgiven(city):
     assert 0.1 <= odd_share(spoiled(city, "constant", 96, 120)) < ODD
 
 
+def test_a_feed_that_repeats_its_last_values_is_told_by_hours(commuters):
+    many = commuters("many", days=4, num_nodes=12, seed=2)
+    assert odd_share(many) == 0
+    for nodes, odd in ((12, 0.5), (9, 0.0)):
+        city = many.keep_nodes(many.node_ids[:nodes])
+        readings, mask = city.readings.clone(), city.mask.clone()
+        for first in (30, 60):  # four hours of two days: too few to be told by their spread
+            readings[first : first + 4], mask[first : first + 4] = readings[first - 1], mask[first - 1]
+        assert odd_share(replace(city, readings=readings, mask=mask)) == pytest.approx(odd, abs=0.02)
+    quiet = torch.where((torch.arange(many.num_steps) % 24 < 6)[:, None, None], 0.0, many.readings)
+    assert odd_share(replace(many, readings=quiet, mask=torch.ones_like(many.mask))) == 0  # nights without a trip
+
+
 def test_days_of_which_little_was_observed_say_nothing(city):
     mask = city.mask.clone()
     mask[24:120] = False
