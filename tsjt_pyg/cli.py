@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import joblib
 import torch
 import typer
-from joblib.externals.loky.process_executor import BrokenProcessPool
-from rich.console import Console
-from rich.filesize import decimal
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import __version__, environment
+from .cli_cities import Root, cities
+from .console import EXPECTED, bar, clear_errors, errors, out, plain
 from .data.atomic import atomic_path
-from .datasets import CityEntry, Task, list_cities, load_city, load_task
-from .datasets.cards import DIFFERS, city_folder, missing_files, read_card, verify_files
+from .datasets import Task, load_task
 from .evaluation import compare as compare_strategies
 from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
 from .evaluation.sweep import dask_cluster
-from .stop_signals import StopSignals
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
 from .training.checkpoint import METRICS, save_json
 from .training.distributed import PARALLEL, PRECISIONS, launched_rank, processes_for
@@ -40,16 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-errors = Console(stderr=True)
-out = Console()
-
-_EXPECTED = (ValueError, ImportError, FloatingPointError, OSError, torch.OutOfMemoryError, BrokenProcessPool)
-"""What the user can mend; anything else is a fault of ours and shows its traceback."""
-
-Root = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the cities that are not bundled, one folder a city.", envvar="TSJT_CITIES"),
-]
 Target = Annotated[str, typer.Option(help="Target city: one that `tsjt cities` lists, or a folder of your own city.")]
 Sources = Annotated[
     str | None, typer.Option(help="Source cities, by comma. Default: the others of the target's group.")
@@ -95,37 +80,6 @@ def main(
         raise typer.Exit
 
 
-@contextmanager
-def _clear_errors() -> Iterator[StopSignals]:
-    """What the user can mend ends in one line and status 2; Ctrl-C in status 130, SIGTERM in 143."""
-    stop = StopSignals()
-    try:
-        with stop:
-            yield stop
-    except _EXPECTED as error:
-        who = f"rank {launched_rank()}: " if launched_rank() else ""
-        errors.print(f"{who}[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as interrupt:
-        errors.print(_plain(str(interrupt)) or "stopped", highlight=False, soft_wrap=True)
-        raise typer.Exit(stop.exit_status) from None
-
-
-def _plain(text: str) -> str:
-    """Text whose brackets are not markup."""
-    return text.replace("[", r"\[")
-
-
-@contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal's error stream; silent where there is none."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = launched_rank() > 0 or not errors.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=hidden) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 def _load_task(target: str, sources: str | None, root: Path | None, channel: str | None, names: list[str]) -> Task:
     """The task of these strategies; sources that none of them uses need not be there."""
     used = any(strategy.uses_sources for strategy in get_strategies(names))
@@ -147,84 +101,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@app.command()
-def cities(
-    name: Annotated[str | None, typer.Argument(help="Show the card of this city.")] = None,
-    root: Root = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the files' SHA-256 against the cards.")] = False,
-    describe: Annotated[bool, typer.Option("--describe", help="Say what is in the city (a name or a file).")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw the described city to this file.")] = None,
-) -> None:
-    """List the cities that are known, and which of them are present; or say more of one."""
-    with _clear_errors():
-        if describe or picture is not None:
-            _describe(name, root, picture)
-            return
-        entries = list_cities(root)
-        if name is not None:
-            entries = [entry for entry in entries if name == entry.name or name == entry.group == "libcity"]
-            if not entries and name != "libcity":  # which has a card, and a folder a data set
-                load_city(name, root)  # says which there are, where this is none
-                raise ValueError(f"city: {name} has no card: it is a file or folder of one's own (--describe shows it)")
-        if verify:
-            _verify(entries)
-        elif name is not None:
-            out.print(read_card(name).text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            _list(entries)
-
-
-def _describe(name: str | None, root: Path | None, picture: Path | None) -> None:
-    if name is None:
-        raise ValueError("--describe: say which city, for example `tsjt cities demo/riverton --describe`")
-    description = load_city(name, root).describe()
-    out.print(_plain(str(description)), highlight=False, soft_wrap=True)
-    if picture is not None:
-        description.plot(picture)
-
-
-def _list(entries: list[CityEntry]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("city", "group", "present", "size", "nodes x steps", "what it is"):
-        table.add_column(column)
-    for entry in entries:
-        folder = city_folder(entry)
-        card = read_card(entry.name, folder)
-        absent = missing_files(card, folder) if entry.present and folder is not None else []
-        size = sum(path.stat().st_size for file in card.files if folder for path in file.paths(folder))
-        table.add_row(
-            entry.name,
-            entry.group,
-            f"without {', '.join(absent)}" if absent else "yes" if entry.present else "no",
-            decimal(size) if size else "",
-            " x ".join(f"{count:,}" for count in card.shapes[0]) if card.shapes else "",
-            entry.about,
-        )
-    out.print(table)
-    if not all(entry.present for entry in entries):
-        out.print("Cities that are not present: --root FOLDER (or TSJT_CITIES) says where they lie; `tsjt cities CITY`")
-
-
-def _verify(entries: list[CityEntry]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("city", "file", "SHA-256"):
-        table.add_column(column, overflow="fold")
-    states = []
-    for entry in entries:
-        folder = city_folder(entry)
-        if entry.present and folder is not None:
-            for file, state in verify_files(read_card(entry.name, folder), folder).items():
-                states.append(state)
-                table.add_row(entry.name, file, f"[red]{state}[/]" if state == DIFFERS else state)
-    out.print(table if states else "None of these cities is present.")
-    if DIFFERS in states or not states:
-        raise typer.Exit(1)
-
-
 def _config(cell: str, hidden: int, prompts: int, profile: bool, history: int, horizon: int) -> ModelConfig:
     return ModelConfig(
         cell=cell, hidden_channels=hidden, num_prompts=prompts, profile=profile, history=history, horizon=horizon
     )
+
+
+app.command()(cities)
 
 
 @app.command()
@@ -270,7 +153,7 @@ def train(
 
     Started by torchrun or srun, all processes train it together: torchrun --nproc-per-node=2 -m tsjt_pyg train …
     """
-    with _clear_errors() as stop, processes_for(parallel, precision, device) as processes:
+    with clear_errors() as stop, processes_for(parallel, precision, device) as processes:
         where = processes.device or _device(device)
         task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
@@ -279,7 +162,7 @@ def train(
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         model = config.build().to(where)
-        with _bar(f"{strategy} on {target}") as progress:
+        with bar(f"{strategy} on {target}") as progress:
             result = fit(
                 model,
                 visible,
@@ -363,11 +246,11 @@ def compare(
     ] = None,
 ) -> None:
     """Compare strategies on a target city, beside naive forecasts; status 1 if some run failed."""
-    with _clear_errors():
+    with clear_errors():
         task = _load_task(target, sources, root, channel, _names(strategies) or [])
         kind = _device(device).type if dask is None else device
         output = output or Path("runs") / f"compare-{target.replace('/', '-')}"
-        with nullcontext() if dask is None else dask_cluster(dask), _bar(f"comparing on {target}") as progress:
+        with nullcontext() if dask is None else dask_cluster(dask), bar(f"comparing on {target}") as progress:
             result = compare_strategies(
                 task.target,
                 task.sources,
@@ -433,7 +316,7 @@ def forecast(
     ] = None,
 ) -> None:
     """Forecast the steps that follow a CSV of readings; --every: as long as new readings come."""
-    with _clear_errors():
+    with clear_errors():
         saved = SavedModel.load(checkpoint)
         several = readings.is_dir()
         if several:
@@ -445,10 +328,10 @@ def forecast(
             to = output / file.name if several else output
             try:
                 found = forecast_file(saved, file, to)
-            except _EXPECTED as error:
+            except EXPECTED as error:
                 if not several and every is None:
                     raise
-                errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+                errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
                 failed = True
                 continue
             out.print(
@@ -467,7 +350,7 @@ def export(
     output: Annotated[Path, typer.Option(help="File to write, ….pt2: model, scaler, roads and visible days.")],
 ) -> None:
     """Write a program that forecasts with torch alone: raw readings in, forecasts in original units out."""
-    with _clear_errors():
+    with clear_errors():
         saved = SavedModel.load(checkpoint)
         saved.export(output)
         out.print(
