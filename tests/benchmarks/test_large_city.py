@@ -42,6 +42,7 @@ def test_the_report_has_a_row_a_size_and_a_halo(benchmark, monkeypatch, tmp_path
     assert "| 30 | 1,024 | 2.00 | 4.00 | 1,024 | 2.00 |" in text
     assert "| 90 | 1,024 | 2.00 | 4.00 | more than 8 GiB | not measured |" in text
     assert "| 30 | none | 1 | 1.00 x |" in text
+    assert text.count(" | +0% | +0% |") == 2  # the smallest size, with each halo
     assert "| 90 | 1 | 3 | 1." in text
     assert "| 90 | 2 | 3 | 1." in text
     assert "| whole city | 1.00 x | 0.0000 | 0.00 |" in text

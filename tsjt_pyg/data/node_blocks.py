@@ -74,7 +74,7 @@ class NodeBlocks:
         ...     for batch in windows.batches(64, block=block): batch.x, batch.y_mask
     """
 
-    def __init__(self, city: City, block_size: int, num_hops: int = 2) -> None:
+    def __init__(self, city: City, block_size: int, num_hops: int = 1) -> None:
         if block_size < 1:
             raise ValueError(f"block_size: expected at least 1 node, found {block_size}")
         if num_hops < 0:

@@ -99,7 +99,7 @@ class TrainingBatches:
         seed: int,
         weights: Sequence[float] | None = None,
         nodes_per_batch: int | None = None,
-        num_hops: int = 2,
+        num_hops: int = 1,
         processes: OneProcess = ALONE,
     ) -> None:
         self.processes = processes

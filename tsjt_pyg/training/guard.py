@@ -95,7 +95,7 @@ def judge_sources(
     max_grad_norm: float,
     most: int,
     nodes_per_batch: int | None = None,
-    num_hops: int = 2,
+    num_hops: int = 1,
 ) -> list[SourceVerdict]:
     r"""Which sources have something to teach: from the visible days of the target alone.
 

@@ -128,7 +128,7 @@ def fit(
     validation_days: float = 1.0,
     evaluations: int = 15,
     nodes_per_batch: int | None = None,
-    num_hops: int = 2,
+    num_hops: int = 1,
     output: str | Path | None = None,
     checkpoint_every: int = 100,
     keep: int = 2,
