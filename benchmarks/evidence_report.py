@@ -139,7 +139,8 @@ def ablation_table(evidence: Evidence) -> str:
         changes = {setting: evidence.change(setting, name, DEFAULT) for setting in evidence.settings}
         cells = ["" if change is None else f"{change.percent:+.1f}" for change in changes.values()]
         runs = max((change.runs for change in changes.values() if change), default=0)
-        rows.append([f"{name.removeprefix(f'{DEFAULT} ')} ({runs} runs)", *cells, f"{_mean(changes.values()):+.1f}"])
+        part = f"{name.removeprefix(f'{DEFAULT} ')} ({runs} run{'s' if runs > 1 else ''})"
+        rows.append([part, *cells, f"{_mean(changes.values()):+.1f}"])
     return _table([DEFAULT, *map(label, evidence.settings), "mean"], rows)
 
 

@@ -248,7 +248,8 @@ def memory_table(runs: dict[int, dict[str, float]], wholes: dict[int, dict[str, 
 
 def growth_table(rows: list[dict[str, float]]) -> str:
     lines = [
-        "| nodes | halo (hops) | blocks | nodes seen | CPU s/epoch | µs a node | from the size before | from the smallest |",
+        "| nodes | halo (hops) | blocks | nodes seen | CPU s/epoch | µs a node | from the size before "
+        "| from the smallest |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     before: dict[float, list[float]] = {}  # by halo: what a node took at every size so far

@@ -378,3 +378,15 @@ def test_the_option_takes_as_many_copies_as_the_page_says(
     options = eval(f"dict({option.strip('`')})", {"function": lambda gram: torch.ones(len(gram))})
     kinds = ["source", "target", "held_out"] if "held_out" in option else ["source", "target"]
     assert round(peak_copies(kinds, **options)) == int(copies)
+
+
+WRITTEN = {
+    p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8")
+    for p in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("benchmarks/results/*.md")))
+}
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_no_page_holds_a_placeholder_or_the_marks_of_a_merge(page):
+    found = re.findall(r"^(?:[A-Z]+_[A-Z_]+|<{7} .*|>{7} .*|={7}|.*\bTODO\b.*)$", WRITTEN[page], flags=re.MULTILINE)
+    assert not found, f"{page}: {found}"
