@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,16 @@ def test_no_other_process_sees_half_a_file(tmp_path):
         assert not path.exists()
         assert temporary.parent == path.parent  # the same file system, so that the replacement is atomic
     assert path.read_text() == "half"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be opened here")
+def test_a_new_file_and_then_its_name_are_brought_to_the_disk(tmp_path, monkeypatch):
+    brought = []
+    monkeypatch.setattr(os, "fsync", lambda handle: brought.append(os.fstat(handle).st_ino))
+    with atomic_path(tmp_path / "city.csv") as temporary:
+        pass
+    assert brought == [(tmp_path / "city.csv").stat().st_ino, tmp_path.stat().st_ino]
+    assert not temporary.exists()
 
 
 def test_a_folder_that_does_not_exist(city, tmp_path):
