@@ -26,6 +26,7 @@ from typing import Any
 
 import joblib
 import torch
+from evidence_changes import UNTIL_NOW
 from poisons import POISONS, another_quantity
 from rich.progress import Progress
 from rivals import RIVALS
@@ -70,6 +71,7 @@ CORE = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "t
 
 PLAIN, PLAIN_2X = "target_only, plain network", "target_only_2x, plain network"
 PAPER_PROMPTS = "tsjt_paper with prompts"
+NO_PROFILE_2X = "target_only_2x, without profile"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,12 @@ def plain_network(horizon: int) -> Forecaster:
 
 def strategy_of(name: str) -> Strategy:
     """The strategy of this name."""
-    special = {PLAIN: "target_only", PLAIN_2X: "target_only_2x", PAPER_PROMPTS: "tsjt_paper"}
+    special = {
+        PLAIN: "target_only",
+        PLAIN_2X: "target_only_2x",
+        PAPER_PROMPTS: "tsjt_paper",
+        NO_PROFILE_2X: "target_only_2x",
+    }
     if name in special:
         return replace(STRATEGIES[special[name]], name=name)
     known = {**STRATEGIES, **{strategy.name: strategy for strategy in (*RIVALS, *VARIANTS)}}
@@ -108,6 +115,8 @@ def network_of(name: str, horizon: int) -> ModelConfig | Callable[[], torch.nn.M
     if name in (PLAIN, PLAIN_2X):
         return partial(plain_network, horizon)
     config = ModelConfig(**NETWORK, horizon=horizon)  # type: ignore[arg-type]
+    if name == NO_PROFILE_2X:
+        return replace(config, profile=False)
     return replace(config, num_prompts=NUM_PROMPTS) if name == PAPER_PROMPTS else variant_network(name, config)
 
 
@@ -137,8 +146,8 @@ def plan(quick: bool) -> list[Run]:
     poisons = (*POISONS, "another quantity", "one of two")
     groups: list[Iterable[tuple[str, str]]] = [
         [("naive", ""), *((name, "") for name in (*CORE, PLAIN))],
-        [("tsjt", poison) for poison in poisons],
-        [(name, "") for name in (*rivals, PLAIN_2X, PAPER_PROMPTS)],
+        [("tsjt", poison) for poison in (*poisons, UNTIL_NOW)],
+        [(name, "") for name in (*rivals, PLAIN_2X, NO_PROFILE_2X, PAPER_PROMPTS)],
         [*((name, "") for name in variants), *((UNGUARDED, poison) for poison in poisons)],
     ]
     if quick:
@@ -151,19 +160,26 @@ def plan(quick: bool) -> list[Run]:
         for seed, group in (*first, *then)
         for name, poison in group
         for task, days in settings
+        if poison != UNTIL_NOW or task.endswith("-dc")  # the sources of the others are of other years
     ]
 
 
 def carry_out(run: Run, root: str | None, training: dict[str, Any]) -> dict[str, Any]:
     """The record of a run."""
     task, horizon = cities(run.task, root), TASKS[run.task][3]
-    target = task.target.between(run.start * task.target.steps_per_day, task.target.num_steps)
+    first, last = (day * task.target.steps_per_day for day in (run.start, run.start + run.days))
+    target = task.target.between(first, task.target.num_steps)
+    if run.poison == UNTIL_NOW:
+        assert all((c.start, c.interval) == (task.target.start, task.target.interval) for c in task.sources)
+        sources = [city.between(0, last) for city in task.sources]
+    else:
+        sources = poisoned(task, run.poison, root)
     naive = run.strategy == "naive"
     about = {"key": run.key, **asdict(run), "source": _source_digest()}
     try:
         found = compare(
             target,
-            poisoned(task, run.poison, root),
+            sources,
             [strategy_of("target_only" if naive else run.strategy)],
             visible_days=run.days,
             seeds=[run.seed],

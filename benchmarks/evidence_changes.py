@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,14 +10,19 @@ import pandas as pd
 from scipy import stats
 
 DEFAULT, UNGUARDED = "tsjt", "tsjt without guard"
+UNTIL_NOW = "sources that end with the visible days"
+"""Not spoiled, but as they are in use: nobody has the sources' readings of days that the target has yet to see."""
 ALONE = ("target_only", "target_only_2x")
 PLAIN = "plain network"
 TORCHJD = ("PCGrad", "GradVac", "CAGrad", "UPGrad", "IMTL-G")
 RIVALS = {
     PLAIN: ("target_only, plain network", "target_only_2x, plain network"),
-    "pooled": ("pooled", "pooled .3:1", "pooled .1:1"),
+    "no profile": ("target_only_2x, without profile",),
+    "pooled": ("pooled", "pooled .3:1", "pooled .1:1", "pooled, averaged", "by size 2x"),
+    "source alone": ("source_only",),
     "fine-tuning": ("finetune", "finetune 2x", "finetune 2x, lr .3", "finetune 2x, lr .1", "finetune 2x, head"),
     "torchjd": TORCHJD,
+    "others": ("reptile 2x", "domain-adversarial"),
     "the paper's rule": ("tsjt_paper", "tsjt_paper with prompts"),
 }
 """What the default is held against; of each, the variant that the validation days like best."""
@@ -25,8 +31,8 @@ RIVALS = {
 class Change(NamedTuple):
     """By how many percent an error differs from another, paired by run, with Student's 95 % interval.
 
-    Of a single run the interval is not known (NaN). Runs of different seeds count as independent, though some settings
-    have fewer first days than runs.
+    Which days are visible matters more than the seed, so the interval is one over the first days: runs that share one
+    are averaged first. Of a single first day it is not known (NaN).
     """
 
     percent: float
@@ -36,7 +42,9 @@ class Change(NamedTuple):
     runs: int
 
     def __str__(self) -> str:
-        return f"{self.percent:+.1f} [{self.low:+.1f}, {self.high:+.1f}]" if self.runs > 1 else f"{self.percent:+.1f}"
+        if math.isnan(self.low):
+            return f"{self.percent:+.1f}"
+        return f"{self.percent:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
 class Evidence:
@@ -77,18 +85,34 @@ class Evidence:
         return rows[kept].set_index("seed").sort_index()
 
     def change(
-        self, setting: tuple[str, int], name: str, reference: str, poison: str = "", column: str = "mae"
+        self,
+        setting: tuple[str, int],
+        name: str,
+        reference: str,
+        poison: str = "",
+        column: str = "mae",
+        against: str = "mae",
     ) -> Change | None:
-        """Of a strategy against another, in the runs that both have."""
-        mine, other = self.runs(setting, name, poison)[column], self.runs(setting, reference)["mae"]
-        both = mine.index.intersection(other.index)
+        """Of a strategy against another, in the runs that both have.
+
+        Args:
+            setting: Task and visible days.
+            name: The strategy.
+            reference: The other.
+            poison: Of the strategy's sources.
+            column: Its error: ``"mae"`` of the chosen checkpoint, ``"last"`` of the last one.
+            against: The other's.
+        """
+        runs, others = self.runs(setting, name, poison), self.runs(setting, reference)
+        both = runs.index.intersection(others.index)
         if both.empty:
             return None
-        percent = 100 * (mine[both] / other[both] - 1)
+        percent = 100 * (runs[column][both] / others[against][both] - 1)
+        by_day = percent.groupby(runs["start"][both]).mean()
         half = float("nan")
-        if len(both) > 1:
-            half = float(stats.t.ppf(0.975, len(both) - 1) * stats.sem(percent))
-        mean = float(percent.mean())
+        if len(by_day) > 1:
+            half = float(stats.t.ppf(0.975, len(by_day) - 1) * stats.sem(by_day))
+        mean = float(by_day.mean())
         return Change(mean, mean - half, mean + half, int((percent < 0).sum()), len(both))
 
     def chosen(self, setting: tuple[str, int], names: Iterable[str]) -> str | None:
@@ -106,13 +130,20 @@ class Evidence:
         """Training on the target alone: with equal steps or equal compute, as validation prefers."""
         return self.chosen(setting, ALONE) or ALONE[0]
 
-    def best_rival(self, setting: tuple[str, int]) -> str | None:
+    def best_rival(self, setting: tuple[str, int], columns: Sequence[str] = ("mae",)) -> tuple[str, str] | None:
         """Of each kind the variant that validation prefers, and of these the one with the smallest test error.
 
-        The last choice is made in hindsight: nobody who has to choose could do better.
+        The last choice is made in hindsight, which nobody has who has to choose.
+
+        Args:
+            setting: Task and visible days.
+            columns: Which errors a rival may be judged by: with ``"last"``, also those of its last parameters.
+
+        Returns:
+            Its name, and the column.
         """
         chosen = [rival for names in RIVALS.values() if (rival := self.chosen(setting, names)) is not None]
-        errors = {rival: self.runs(setting, rival)["mae"] for rival in chosen}
+        errors = {(rival, column): self.runs(setting, rival)[column] for rival in chosen for column in columns}
         common = sorted(set.intersection(*(set(values.index) for values in errors.values()))) if errors else []
         return min(errors, key=lambda rival: float(errors[rival][common].mean())) if common else None
 
@@ -127,7 +158,7 @@ class Evidence:
         return list(dict.fromkeys(self.rows[self.rows.trained & (self.rows.poison == "")].name))
 
     def poisons(self) -> list[str]:
-        return [poison for poison in dict.fromkeys(self.rows.poison) if poison]
+        return [poison for poison in dict.fromkeys(self.rows.poison) if poison not in ("", UNTIL_NOW)]
 
 
 def label(setting: tuple[str, int]) -> str:

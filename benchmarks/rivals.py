@@ -228,6 +228,7 @@ _TWICE: dict[str, Any] = {"source_weight": 0.0, "pretrain_share": 0.5, "step_fac
 """Of one gradient a step: twice the steps are the compute of a joint training."""
 
 RIVALS: tuple[Strategy, ...] = (
+    Strategy("pooled, averaged", average=True),
     Strategy("pooled .3:1", source_weight=0.3),
     Strategy("pooled .1:1", source_weight=0.1),
     Proportional("by size 2x", step_factor=2),

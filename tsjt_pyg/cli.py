@@ -23,9 +23,10 @@ from .evaluation import plot_conflict
 from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
 from .evaluation.sweep import dask_cluster
+from .evaluation.unseen import check_test_period
 from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
 from .training.checkpoint import METRICS, save_json
-from .training.distributed import PARALLEL, PRECISIONS, launched_rank, processes_for
+from .training.distributed import PARALLEL, PRECISIONS, launched_rank, launched_size, processes_for
 from .training.forecast_files import changed_files, forecast_file
 from .training.strategies import get_strategies
 
@@ -157,7 +158,8 @@ def train(
         where = processes.device or _device(device)
         task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
-        test.windows(history, horizon)
+        check_test_period(test, task.sources, history, horizon)
+        naive = measure_naive(fit_last_value(visible), test, history, horizon)
         config = _config(cell, hidden, prompts, profile, history, horizon)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
@@ -183,10 +185,10 @@ def train(
                 stop=stop,
                 processes=processes,
             )
+            stop.finished("the training is finished, its metrics are not; --resume writes them")
         if processes.rank > 0:
             return
         found = measure(model, test, result.scaler, history, horizon, result.support, result.blocks)
-        naive = measure_naive(fit_last_value(visible), test, history, horizon)
         metrics: dict[str, Any] = {
             "test": vars(found),
             "test_last_value": vars(naive),
@@ -247,6 +249,8 @@ def compare(
 ) -> None:
     """Compare strategies on a target city, beside naive forecasts; status 1 if some run failed."""
     with clear_errors():
+        if launched_size()[0] > 1:
+            raise ValueError("compare: several processes would each do all runs; start one, with --jobs or --dask")
         task = _load_task(target, sources, root, channel, _names(strategies) or [])
         kind = _device(device).type if dask is None else device
         output = output or Path("runs") / f"compare-{target.replace('/', '-')}"
@@ -323,6 +327,8 @@ def forecast(
             output.mkdir(parents=True, exist_ok=True)
             if output.samefile(readings):
                 raise ValueError(f"output: {output} is the folder of the readings; choose another")
+        elif output.exists() and readings.exists() and output.samefile(readings):
+            raise ValueError(f"output: {output} is the file of the readings; choose another")
         failed = False
         for file in changed_files(readings, every):
             to = output / file.name if several else output

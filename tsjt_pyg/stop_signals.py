@@ -27,6 +27,16 @@ class StopSignals:
         self._asked = True
         return self._came
 
+    def finished(self, left: str) -> None:
+        """From now on nobody asks: a signal stops at once, also one that came since somebody last asked.
+
+        Raises:
+            KeyboardInterrupt: Of one that came; says what is ``left``.
+        """
+        self._asked = False
+        if self._came:
+            raise KeyboardInterrupt(left)
+
     @property
     def exit_status(self) -> int:
         """Of a process that a signal ended, as shells count: 130 after Ctrl-C, 143 after SIGTERM."""

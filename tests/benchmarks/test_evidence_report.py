@@ -27,7 +27,7 @@ def errors(mae):
     }
 
 
-def record(name, seed, mae, *, task="speed-la", days=3, poison="", validation=1.0, last=None, weights=()):
+def record(name, seed, mae, *, task="speed-la", days=3, poison="", validation=1.0, last=None, weights=(), start=None):
     trained = name not in ("last value", "gradient boosting")
     run = {
         "name": name,
@@ -37,7 +37,14 @@ def record(name, seed, mae, *, task="speed-la", days=3, poison="", validation=1.
         "validation_loss": validation if trained else None,
         "sources": [{"name": f"source {i}", "weight": weight} for i, weight in enumerate(weights)],
     }
-    about = {"task": task, "days": days, "start": 0, "seed": seed, "poison": poison, "unit": "mph"}
+    about = {
+        "task": task,
+        "days": days,
+        "start": seed if start is None else start,
+        "seed": seed,
+        "poison": poison,
+        "unit": "mph",
+    }
     return {**about, "minutes": [5.0, 10.0, 15.0, 20.0], "runs": [run]}
 
 
@@ -73,6 +80,15 @@ def test_a_change_is_paired_by_run_and_in_percent_of_each_runs_own_reference(fou
     assert (change.low, change.high) == (pytest.approx(-20 - half, abs=1e-4), pytest.approx(-20 + half, abs=1e-4))
 
 
+def test_runs_that_share_a_first_day_are_averaged_before_they_count():
+    alone = [record("target_only", seed, 1.0, start=start) for seed, start in enumerate((0, 0, 7))]
+    mine = [record("tsjt", seed, mae, start=start) for seed, start, mae in ((0, 0, 0.7), (1, 0, 0.9), (2, 7, 0.6))]
+    change = report.Evidence([*alone, *mine]).change(SETTING, "tsjt", "target_only")
+    assert change.percent == pytest.approx(-30.0)  # of -20 % (two runs) and -40 %
+    assert change.high - change.percent == pytest.approx(12.706205 * 10, rel=1e-6)  # Student's t, 1 degree of freedom
+    assert (change.wins, change.runs) == (3, 3)
+
+
 def test_validation_chooses_the_reference_and_the_variant_never_the_test_period(found):
     assert found.reference(SETTING) == "target_only"  # the other has half its test error
     assert found.chosen(SETTING, report.RIVALS["pooled"]) == "pooled"
@@ -93,8 +109,8 @@ def test_a_run_that_one_side_lacks_is_left_out(found):
 
 def test_the_bars_name_what_does_not_hold(found):
     text = report.bars(found, [{"ratio": 2.0, "guard_share": 0.05}, {"ratio": 3.0, "guard_share": 0.07}])
-    assert "same number of steps | median 2.5, at most 3 |" in text
-    assert "| the guard at most 8 % of the training time | median 6, at most 7 |" in text
+    assert "same number of steps | median 2.5, largest 3; 1 of 2 above |" in text
+    assert "| the guard at most 8 % of the training time | median 6, largest 7; 0 of 2 above |" in text
     assert "| the guard at most 8 % of the training time | not measured |" in report.bars(found, [])
     assert "| tsjt against the target alone, mean of the 3-day settings at most -8 % | -20.0 % |" in text
     assert "| no setting worse than +1 % | worst -20.0 % |" in text
@@ -124,13 +140,64 @@ def test_a_part_that_is_left_out_is_held_against_the_default_in_the_same_runs(fo
 
 
 def test_of_each_kind_validation_chooses_and_the_best_of_them_is_found_in_hindsight(found):
-    assert found.best_rival(SETTING) == "pooled"  # though another weight has the smaller test error
+    assert found.best_rival(SETTING) == ("pooled", "mae")  # though another weight has the smaller test error
     kind = [record("UPGrad", seed, 0.7 * 2**seed, validation=5.0) for seed in range(3)]
     other = [record("tsjt_paper", seed, 0.8 * 2**seed, validation=0.1) for seed in range(3)]
     more = report.Evidence([*records_of(), *kind, *other])
-    assert more.best_rival(SETTING) == "UPGrad"
-    assert "(UPGrad) |\n" in report.rival_table(more) + "\n"
+    assert more.best_rival(SETTING) == ("UPGrad", "mae")
+    assert "+14.3 [-21.2, +49.8] (UPGrad) | +14.3 [-21.2, +49.8] (UPGrad) |" in report.rival_table(more)
+    assert "mean at most -3 %, significant in 5 of 8 | +14.3 %, significant in 0 of 1 |" in report.bars(more, [])
     assert report.Evidence([record("tsjt", 0, 1.0)]).best_rival(SETTING) is None
+
+
+def test_a_rival_may_keep_its_last_parameters(found):
+    rival = [record("GradVac", seed, 0.95 * 2**seed, last=0.5 * 2**seed) for seed in range(3)]
+    more = report.Evidence([*records_of(), *rival])
+    assert more.best_rival(SETTING) == ("pooled", "mae")
+    assert more.best_rival(SETTING, ("mae", "last")) == ("GradVac", "last")
+    assert report.rival_table(more).endswith("(pooled) | +60.0 [+10.3, +109.7] (GradVac, last parameters) |")
+    text = report.bars(more, [])
+    assert "which may also keep its last parameters: mean at most -3 %, significant in 5 of 8 | +60.0 %, signif" in text
+    assert "| GradVac | -47.4 |" in report.checkpoint_table(more)
+
+
+def test_all_strategies_by_setting_and_in_the_mean(found):
+    rows = [
+        record("target_only", 0, 2.0, days=1),
+        record("tsjt", 0, 1.0, days=1),
+        record("tsjt without filter", 0, 1.0),
+    ]
+    table = report.strategy_table(report.Evidence([*records_of(), *rows]))
+    assert table.splitlines()[0] == "| strategy | speed-la, 3 days | speed-la, 1 day | mean, 3 days | mean, 1 day |"
+    assert "| tsjt | -20.0 | -50.0 | -20.0 | -50.0 |" in table
+    assert "| pooled | -10.0 |  | -10.0 |  |" in table
+    assert "without filter" not in table  # fewer runs, which have a table of their own
+
+
+def test_errors_by_step_and_costs():
+    rows = [record("target_only", 0, 1.0), record("tsjt", 0, 0.5)]
+    for row in rows:
+        row["runs"][0]["errors"]["mae"] = [1.0, 2.0, 3.0, 4.0]
+    table = report.horizon_table(report.Evidence(rows))
+    assert "| speed-la, 3 days | tsjt | 1.000 at 5 min | 2.000 at 10 min | 4.000 at 20 min |" in table
+    costs = [{"task": "speed-la", "days": 3, "ratio": r, "guard_share": r / 40} for r in (2.0, 2.4, 2.2)]
+    assert "| speed-la, 3 days | 2.20 | 5.5 % | 3 |" in report.cost_table(costs)
+
+
+def test_sources_that_end_with_the_visible_days_are_no_poison(found):
+    cut = [record("tsjt", seed, 0.9 * 2**seed, poison=harness.UNTIL_NOW, weights=(1.0,)) for seed in range(3)]
+    more = report.Evidence([*records_of(), *cut])
+    assert more.poisons() == ["noise"]
+    assert "| speed-la, 3 days | -20.0 [-44.8, +4.8] | -10.0 [-10.0, -10.0] (0/3) |" in report.calendar_table(more)
+
+
+def test_every_planned_strategy_is_a_rival_the_reference_or_a_part_of_the_default():
+    from evidence_changes import ALONE, DEFAULT, RIVALS
+
+    rivals = {name for names in RIVALS.values() for name in names}
+    planned = {run.strategy for run in harness.plan(quick=False)} - {"naive", DEFAULT, *ALONE}
+    assert rivals <= planned
+    assert all(name.startswith((f"{DEFAULT} with ", f"{DEFAULT} without ")) for name in planned - rivals)
 
 
 def test_a_run_that_failed_is_named(found, capsys, tmp_path):

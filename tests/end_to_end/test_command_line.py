@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -236,6 +237,23 @@ def test_a_signal_ends_the_step_and_is_resumed_and_a_second_one_stops_at_once(
     assert metrics(tmp_path / "r") == metrics(trained)
 
 
+def test_a_signal_after_the_last_step_is_not_forgotten(tsjt, trained, tmp_path, monkeypatch):
+    train_step = TrainingRun.train_step
+
+    def signalled(run):
+        train_step(run)
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "train_step", signalled)
+        text = tsjt(*TRAIN, tmp_path / "r", code=143)
+    assert "the training is finished, its metrics are not; --resume writes them" in text
+    assert not (tmp_path / "r" / "metrics.json").exists()
+    tsjt(*TRAIN, tmp_path / "r", "--resume")
+    assert metrics(tmp_path / "r") == metrics(trained)
+
+
 def test_a_damaged_best_checkpoint_is_taken_from_the_last_one(tsjt, trained, tmp_path, caplog):
     for name in ("last.pt", "best.pt"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
@@ -317,6 +335,54 @@ def test_readings_that_do_not_fit_end_in_one_error_and_no_file(tsjt, trained, tm
     assert message in text
     assert "Traceback" not in text
     assert {path.name for path in tmp_path.iterdir()} == {"a.csv"}
+
+
+def test_a_number_that_marks_what_is_missing_is_no_reading(tsjt, trained, tmp_path):
+    city = load_city("demo/riverton").select("speed")
+    table = pd.DataFrame(city.readings[600:612, :, 0].numpy(), index=city.time[600:612], columns=city.node_ids)
+    table.iloc[5, 2] = 1e20
+    table.to_csv(tmp_path / "a.csv")
+    rest = ["--readings", tmp_path / "a.csv", "--output", tmp_path / "f.csv"]
+    text = tsjt("forecast", "--checkpoint", trained, *rest, code=2)
+    assert f"node {city.node_ids[2]!r}; readings must be finite, at most 1e+15 in size, and empty where" in text
+
+
+def test_readings_are_not_written_over(tsjt, trained, tmp_path):
+    city = load_city("demo/riverton").select("speed")
+    table = pd.DataFrame(city.readings[600:612, :, 0].numpy(), index=city.time[600:612], columns=city.node_ids)
+    table.to_csv(tmp_path / "a.csv")
+    before = (tmp_path / "a.csv").read_bytes()
+    here = tmp_path / ".." / tmp_path.name / "a.csv"
+    text = tsjt("forecast", "--checkpoint", trained, "--readings", here, "--output", tmp_path / "a.csv", code=2)
+    assert "is the file of the readings; choose another" in text
+    assert (tmp_path / "a.csv").read_bytes() == before
+
+
+def test_a_source_that_holds_the_test_period_is_refused_before_the_training(tsjt, tmp_path):
+    replace(load_city("demo/riverton"), name="twin").save(tmp_path / "twin.npz")
+    text = tsjt(
+        "train", "--target", "demo/riverton", "--sources", tmp_path / "twin.npz", "--output", tmp_path / "r", code=2
+    )
+    assert "sources: twin holds the target's test period; leave it out" in text
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_test_period_without_a_reading_is_found_out_before_the_training(tsjt, tmp_path):
+    city = load_city("demo/riverton").select("speed").between(0, 4 * 288)
+    city.mask[3 * 288 :] = False
+    city.save(tmp_path / "dark.npz")
+    text = tsjt(
+        "train", "--target", tmp_path / "dark.npz", "--strategy", "target_only", "--output", tmp_path / "r", code=2
+    )
+    assert "test period: no reading was observed" in text
+    assert not (tmp_path / "r").exists()
+
+
+def test_compare_is_started_once(tsjt, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    text = tsjt("compare", *TARGET, "--output", tmp_path / "c", code=2)
+    assert "compare: several processes would each do all runs; start one, with --jobs or --dask" in text
 
 
 def test_a_folder_is_no_place_for_a_forecast(tsjt, trained, tmp_path):

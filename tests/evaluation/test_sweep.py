@@ -1,5 +1,6 @@
 """Runs that are killed, fail, are kept, or happen on a cluster."""
 
+import errno
 import json
 import logging
 import os
@@ -303,3 +304,19 @@ def test_a_scheduler_that_does_not_answer_and_a_missing_dask_are_named(monkeypat
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ImportError, match=r"pip install 'tsjt-pyg\[dask\]'"), dask_cluster("tcp://127.0.0.1:1"):
         pass
+
+
+def test_runs_that_cannot_be_kept_say_where_and_how_to_go_on(task, tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            OSError,
+            match=r"runs\.jsonl: cannot be written \(No space left on device\); mend that, and the same comparison",
+        ),
+    ):
+        patch.setattr(sweep.os, "fsync", fsync)
+        compare(*task, output=tmp_path / "c", **SETTINGS)
+    assert len(compare(*task, output=tmp_path / "c", **SETTINGS).records) == 5

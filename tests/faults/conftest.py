@@ -36,6 +36,14 @@ class Command:
             self.status = int(self.server.stdout.readline())
         return self.status
 
+    def is_running(self) -> bool:
+        """Whether it has not ended yet; its server is told of its end at once."""
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def printed(self) -> str:
         """On both streams, in one line."""
         return " ".join(self.log.read_text(encoding="utf-8").split())

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tsjt_pyg import City, cli
+from tsjt_pyg import City, cli, console
 from tsjt_pyg.data import regular_time
 from tsjt_pyg.evaluation import compare, sweep
 from tsjt_pyg.training import FitResult, ModelConfig, fit, forecast_windows
@@ -208,9 +208,10 @@ def command(example: dict[str, Any], target: City, sources: list[Any], folder: P
         "output": folder / "run",
     }
     arguments = ["train", *(f"--{name}={value}" for name, value in given.items())]
-    with caught_in(cli, "_plain") as seen:
+    with caught_in(console, "plain") as seen:
         kind, found = outcome(lambda: CliRunner().invoke(cli.app, arguments))
     assert kind == "result"
+    assert bool(seen) == ("error:" in found.output)  # what is caught is what is printed
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise AssertionError(f"a traceback instead of a line: {found.exception!r}") from found.exception
     assert found.exit_code in (0, 2), found.output

@@ -77,6 +77,11 @@ def test_a_command_that_may_write_no_more_ends_in_one_error_and_goes_on_later(st
     assert resumed.wait() == 0, resumed.printed()
     size = (tmp_path / "run" / "metrics.json").stat().st_size
     before = (tmp_path / "run" / "metrics.json").read_bytes()
+    exporting = ["export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "city.pt2"]
+    unwritten = start_tsjt(*exporting, largest=20_000)
+    assert unwritten.wait() == 2, unwritten.printed()
+    assert f"{tmp_path / 'city.pt2'}: cannot be written, it grew too large" in unwritten.printed()
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
     again = start_tsjt(*train, largest=size // 2)  # config.json is smaller
     assert again.wait() == 2
     assert "cannot be written, it grew too large" in again.printed()

@@ -15,50 +15,51 @@ TRAIN = [
 ]  # fmt: skip
 
 
-def wait_for(file):
-    while not file.is_file():
-        time.sleep(0.002)
+def wait_for(command, what):
+    """Until it is so, while the command runs."""
+    while not what():
+        assert command.is_running(), command.printed()
+        time.sleep(0.001)
 
 
-def wait_for_checkpoints(file, count):
+def wait_for_checkpoints(command, file, count):
     """Until so many more were written."""
 
     def identity():
         return (found := file.stat()).st_ino, found.st_mtime_ns
 
     before = identity() if file.is_file() else None
-    while count:
-        if file.is_file() and (now := identity()) != before:
-            before, count = now, count - 1
-        time.sleep(0.001)
+    for _ in range(count):
+        wait_for(command, lambda: file.is_file() and identity() != before)
+        before = identity()
 
 
 def train(start_tsjt, folder, steps):
     """An uninterrupted training, and the seconds to its first checkpoint and to its end."""
     started = time.monotonic()
     command = start_tsjt(*TRAIN, folder, "--steps", steps)
-    wait_for(folder / LAST)
+    wait_for(command, (folder / LAST).is_file)
     first = time.monotonic() - started
     assert command.wait() == 0, command.printed()
     return first, time.monotonic() - started
 
 
 def test_a_killed_training_ends_with_the_same_bits(start_tsjt, outcome, tmp_path):
-    train(start_tsjt, tmp_path / "whole", 12)
+    train(start_tsjt, tmp_path / "whole", 40)
     folder = tmp_path / "run"
+    last = folder / LAST
     for step in (2, 6):
-        command = start_tsjt(*TRAIN, folder, "--steps", 12)
-        while not (folder / LAST).is_file() or load_checkpoint(folder / LAST)["step"] < step:
-            time.sleep(0.005)
+        command = start_tsjt(*TRAIN, folder, "--steps", 40)
+        wait_for(command, lambda: last.is_file() and load_checkpoint(last)["step"] >= step)  # noqa: B023
         assert command.kill(signal.SIGKILL) == -signal.SIGKILL
-    command = start_tsjt(*TRAIN, folder, "--steps", 12)
+    command = start_tsjt(*TRAIN, folder, "--steps", 40)
     assert command.wait() == 0, command.printed()
     assert outcome(folder) == outcome(tmp_path / "whole")
 
 
 def test_sigterm_ends_a_training_like_ctrl_c_does(start_tsjt, tmp_path):
     command = start_tsjt(*TRAIN, tmp_path, "--steps", 10_000)
-    wait_for(tmp_path / LAST)
+    wait_for(command, (tmp_path / LAST).is_file)
     assert command.kill(signal.SIGTERM) == 128 + signal.SIGTERM
     step = load_checkpoint(tmp_path / LAST)["step"]
     assert f"stopped at step {step} of 10000; resume=True (--resume) continues from step {step}," in command.printed()
@@ -75,7 +76,7 @@ def test_thirty_kills_at_random_moments_of_a_run_change_nothing(start_tsjt, outc
         command = start_tsjt(*TRAIN, folder, "--steps", steps)
         # Counted in checkpoints, so that a machine that is faster or slower at times is killed as often on the way.
         checkpoints = rng.randrange(13)
-        wait_for_checkpoints(last, checkpoints)
+        wait_for_checkpoints(command, last, checkpoints)
         time.sleep(rng.uniform(0, 0.05 if checkpoints else first / 3))
         assert command.kill(signal.SIGKILL) == -signal.SIGKILL, command.printed()
         if not last.is_file():

@@ -4,15 +4,18 @@ import copy
 import errno
 import logging
 import os
+import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tsjt_pyg.training import ModelConfig, fit
 from tsjt_pyg.training import checkpoint as checkpoints
-from tsjt_pyg.training.checkpoint import load_checkpoint, save_checkpoint
+from tsjt_pyg.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from tsjt_pyg.training.trainer import TrainingStopped
 
 CONFIG = ModelConfig(cell="GRU", hidden_channels=4, history=6, horizon=3, profile=False)
@@ -166,12 +169,44 @@ def test_a_model_alone_cannot_be_continued(visible, stopped):
     refused(visible, stopped, r"last\.pt holds a model alone, as best\.pt does")
 
 
-def test_a_checkpoint_of_other_versions_goes_on_with_a_warning(visible, stopped, caplog):
+@pytest.mark.parametrize("package", ["torch", "tsjt-pyg"])
+def test_another_version_is_refused_with_what_differs(visible, stopped, package):
     content = load_checkpoint(stopped / "last.pt")
-    save_checkpoint(stopped / "last.pt", {**content, "versions": {**content["versions"], "torch": "2.0"}})
-    train(visible, stopped, resume=True)
-    assert "torch 2.0, here is" in caplog.text
-    assert "not with the same bits" in caplog.text
+    save_checkpoint(stopped / "last.pt", {**content, "versions": {**content["versions"], package: "0.0"}})
+    refused(
+        visible, stopped, rf"resume: .*last\.pt is of .*{package} 0\.0.*, here is .* not end with the same bits; inst"
+    )
+
+
+def test_numbers_of_numpy_are_kept_as_those_of_python(visible, tmp_path):
+    lr, days = np.logspace(-3, -2, 3)[1], np.float32(0.5)
+    half = {"lr": lr, "validation_days": days, "steps": np.int64(4), "config": {"note": np.float64(1.5)}}
+    with pytest.raises(TrainingStopped):
+        train(visible, tmp_path / "run", stop=lambda: True, **half)
+    resumed = train(visible, tmp_path / "run", resume=True, **half)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["config"]["lr"] == lr
+    whole = train(visible, tmp_path / "whole", **half)
+    assert all(torch.equal(value, whole.last_model[name]) for name, value in resumed.last_model.items())
+
+
+def test_other_processes_are_told_of_damage_in_the_same_words():
+    error = DamagedCheckpointError("last.pt: half-written", "Train anew")
+    told = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(told), str(told), told.reason) == (type(error), str(error), error.reason)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked here")
+def test_two_trainings_cannot_write_to_one_folder(visible, stopped, tmp_path):
+    def another(done, total):
+        if done == 3:
+            with pytest.raises(
+                ValueError, match="output: another training is writing to .*; wait for its end, or give"
+            ):
+                train(visible, folder, resume=True)
+
+    for folder in (stopped, tmp_path / "new"):
+        train(visible, folder, resume=True, progress=another)
+        train(visible, folder, resume=True)  # its end is the end of that
 
 
 class CrashError(BaseException):

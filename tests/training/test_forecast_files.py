@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 import pandas as pd
@@ -93,9 +94,30 @@ def test_what_cannot_be_looked_at_is_said_at_once(tmp_path):
         next(changed_files(tmp_path / "a.csv"))
     with pytest.raises(FileNotFoundError, match="readings: there is no file"):
         next(changed_files(tmp_path / "nowhere" / "a.csv", every=1))
-    for every in (0, -1, float("nan")):
+    for every in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="every: expected a positive number of seconds"):
             next(changed_files(tmp_path, every=every))
+
+
+def test_a_share_that_is_away_for_a_while_ends_nothing(looks, tmp_path, monkeypatch, caplog):
+    tables = forecast_files._tables
+
+    def away():
+        def fail(folder):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        monkeypatch.setattr(forecast_files, "_tables", fail)
+
+    def back():
+        monkeypatch.setattr(forecast_files, "_tables", tables)
+        (tmp_path / "b.csv").write_text(CSV)
+
+    (tmp_path / "a.csv").write_text(CSV)
+    assert looks(tmp_path, away, back, lambda: None) == [["a.csv"], [], ["b.csv"], []]
+    assert "cannot be looked at" in caplog.text
+    away()
+    with pytest.raises(OSError, match="Stale"):
+        next(changed_files(tmp_path))
 
 
 class Echo:

@@ -178,7 +178,9 @@ def test_parameters_that_diverged_are_blamed_before_any_city(task):
 def test_where_each_window_is_finite_their_sum_is_blamed(task):
     visible, _ = task
     batches = TrainingBatches(BreaksAt(), visible, [], 3, 8, 0)
-    assert "so their sum overflows: lower the strategy's weights" in blame(BreaksAt(), batches, 0, [False])
+    assert "so their sum overflows: lower the strategy's weights, or lr (--lr)" in blame(
+        BreaksAt(), batches, 0, [False]
+    )
 
 
 def test_a_validation_loss_that_is_not_finite_names_the_city(task):

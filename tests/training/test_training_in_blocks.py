@@ -210,6 +210,9 @@ def test_what_cannot_be_done_in_blocks_is_refused(task):
             fit(new_model(), visible, [], "target_only", nodes_per_batch=most, **SETTINGS)
     with pytest.raises(ValueError, match="num_hops: expected at least 0, found -1"):
         fit(new_model(), visible, [], "target_only", nodes_per_batch=6, num_hops=-1, **SETTINGS)
+    for wrong in ({"nodes_per_batch": "3"}, {"nodes_per_batch": 2.5}, {"nodes_per_batch": 6, "num_hops": 0.5}):
+        with pytest.raises(ValueError, match=rf"{list(wrong)[-1]}: expected a whole number, at least \d, found"):
+            fit(new_model(), visible, [], "target_only", **wrong, **SETTINGS)
     embedded = Forecaster(torch.nn.GRU(4, 4), 6, 3, city_embedding=CityEmbedding({"target": 20}, 2))
     with pytest.raises(ValueError, match="nodes_per_batch: the model has a city_embedding"):
         fit(embedded, visible, [], "target_only", nodes_per_batch=6, **SETTINGS)

@@ -87,6 +87,10 @@ def trained(
     )
 
 
+PATIENCE = 5
+"""Seconds that processes wait for one that is lost."""
+
+
 def with_one_lost(rank: int, task: Task, hang: bool) -> str:
     """Rank 1 ends, or does not go on, in the middle of the training; what rank 0 says, and after how long."""
     began = time.monotonic()
@@ -94,12 +98,12 @@ def with_one_lost(rank: int, task: Task, hang: bool) -> str:
     def progress(done: int, total: int) -> None:
         if rank == 1 and done == 3:
             if hang:
-                time.sleep(8)
+                time.sleep(3 * PATIENCE)
             distributed.destroy_process_group()
             raise OSError("rank 1 is gone")
 
     # Asked at each step, through the group whose timeout it is.
-    found = trained(rank, task, "pooled", timeout=2, progress=progress, stop_at=1000)
+    found = trained(rank, task, "pooled", timeout=PATIENCE, progress=progress, stop_at=1000)
     return f"{found} ({time.monotonic() - began:.0f} s)"
 
 

@@ -11,6 +11,7 @@ from .rows import column_blocks
 
 if TYPE_CHECKING:
     from .city import City
+    from .profile import Profile
 
 
 def last_value(x: Tensor, x_mask: Tensor, default: Tensor) -> Tensor:
@@ -28,6 +29,22 @@ def last_value(x: Tensor, x_mask: Tensor, default: Tensor) -> Tensor:
     newest = (x_mask * steps).amax(dim=1)
     value = x.gather(1, (newest - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
     return torch.where(newest > 0, value, default)
+
+
+def towards_profile(last: Tensor, profile: Profile, history: int, share: float) -> Tensor:
+    """From the last value a part of the way to the node's typical day; the last value where that is unknown.
+
+    Args:
+        last: ``[B, T_out, N, C]``.
+        profile: Of the windows' history and horizon.
+        history: Steps of the history.
+        share: 0: the last value; 1: the profile.
+
+    Returns:
+        ``[B, T_out, N, C]``.
+    """
+    known = profile.mask[:, history:]
+    return torch.where(known, last + share * (profile.values[:, history:] - last), last)
 
 
 def node_means(city: City) -> Tensor:

@@ -19,6 +19,7 @@ import joblib
 import torch
 
 from ..data import City, NodeBlocks, StandardScaler, SupportProfile
+from ..data.arguments import check_counts
 from ..data.city_check import check_readings
 from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
 from ..training.strategies import get_strategies
@@ -27,6 +28,7 @@ from .metrics import Errors, HorizonErrors
 from .naive import NAIVE_FITS, NaiveForecast
 from .sweep import KEPT, KeptRuns, attempt, dask_client, run_all, run_key
 from .table import Comparison, RunFailure, RunRecord
+from .unseen import check_test_period
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ DEFAULT_STRATEGIES = ("target_only", "target_only_2x", "source_only", "pooled", 
 MOST_AT_ONCE = 2**20
 """Windows times nodes of a batch of naive forecasts: a large city has fewer than 64 windows in it."""
 
-NAIVE = ("last value", "historical average", "linear per node")
+NAIVE = ("last value", "historical average", "last value and profile", "linear per node")
 """The naive forecasts that every table has; :data:`~tsjt_pyg.evaluation.naive.NAIVE_FITS` has more."""
 
 
@@ -104,11 +106,14 @@ def compare(
     started = time.perf_counter()
     check_cities(target, sources)
     chosen = get_strategies(strategies)
-    seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not isinstance(seeds, Sequence):
+        check_counts(seeds=seeds)
+    seed_list = [int(seed) for seed in (seeds if isinstance(seeds, Sequence) else range(seeds))]
     if not seed_list or len(set(seed_list)) < len(seed_list):
         raise ValueError(f"seeds: expected at least one, each once, found {seeds}")
-    if (jobs < 1 and jobs != -1) or threads < 1:
-        raise ValueError(f"jobs and threads: expected at least 1 (jobs=-1: one a core), found {jobs} and {threads}")
+    check_counts(threads=threads)
+    if jobs != -1:  # one a core
+        check_counts(jobs=jobs)
     if model is None:
         model = ModelConfig(channels=target.num_channels)
     build = model.build if isinstance(model, ModelConfig) else model
@@ -124,15 +129,12 @@ def compare(
             f"sources: two of them have one name, found {', '.join(names)}; tables tell them apart by it, rename "
             "one with dataclasses.replace(city, name=...)"
         )
-    for city in sources:
-        if _has_readings_of(city, test):
-            raise ValueError(f"sources: {city.name} holds the target's test period; leave it out")
     for strategy in chosen:
         check_sources(visible, sources, strategy)
-    check_readings(target, "target")
+    check_readings(visible, "target")
+    check_test_period(test, sources, history, horizon)
     if output is not None:
         _check_folder(Path(output))
-    test.windows(history, horizon)  # too short a test period is found out now, not after the training
 
     shared = _Shared(
         visible,
@@ -194,23 +196,6 @@ def compare(
     if verbose:
         comparison.show()
     return comparison
-
-
-def _has_readings_of(city: City, test: City) -> bool:
-    """Whether some nodes are those of the test period, and everything observed then is read there, too."""
-    if city.interval != test.interval or city.channels != test.channels:
-        return False
-    late = (test.start - city.start) / test.interval
-    first, last = max(0.0, late), min(city.num_steps, late + test.num_steps)
-    rows = {node: row for row, node in enumerate(city.node_ids)}
-    common = [(rows[node], row) for row, node in enumerate(test.node_ids) if node in rows]
-    if late != int(late) or first >= last or not common:
-        return False
-    here, there = (torch.tensor(side) for side in zip(*common, strict=True))
-    steps, shift = slice(int(first), int(last)), slice(int(first - late), int(last - late))
-    mask = test.mask[shift][:, there]
-    same = city.mask[steps][:, here] & (city.readings[steps][:, here] == test.readings[shift][:, there])
-    return bool(mask.any()) and bool(same[mask].all())
 
 
 def _check_folder(path: Path) -> None:

@@ -10,8 +10,8 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from ..data import City, WindowBatch
-from ..data.last_value import last_value, node_means
+from ..data import City, SupportProfile, WindowBatch
+from ..data.last_value import last_value, node_means, towards_profile
 from ..training import training_split
 
 NaiveForecast = Callable[[WindowBatch, City], Tensor]
@@ -42,6 +42,23 @@ def fit_historical_average(visible: City) -> NaiveForecast:
         first = city.step_of_day[batch.index] + history
         slot = (first.unsqueeze(-1) + torch.arange(horizon)) % per_day
         return average[slot]
+
+    return forecast
+
+
+def fit_last_value_and_profile(visible: City) -> NaiveForecast:
+    """The mean of the last observed reading and the node's typical day, of the visible days, at the same time.
+
+    Of days of the step's own type, working day or weekend, where there are some
+    (:class:`~tsjt_pyg.data.SupportProfile`); the last reading alone where that time of day was not observed.
+    """
+    default, support = node_means(visible), SupportProfile(visible)
+
+    def forecast(batch: WindowBatch, city: City) -> Tensor:
+        history = batch.x.shape[1]
+        last = last_value(batch.x, batch.x_mask, default).unsqueeze(1).expand_as(batch.y)
+        profile = support.at(city.windows(history, batch.y.shape[1]), batch.index)
+        return towards_profile(last, profile, history, 0.5)
 
     return forecast
 
@@ -221,6 +238,7 @@ def _by_node(windows: Tensor) -> np.ndarray:
 NAIVE_FITS: dict[str, Callable[[City, int, int, float], NaiveForecast]] = {
     "last value": lambda visible, *_: fit_last_value(visible),
     "historical average": lambda visible, *_: fit_historical_average(visible),
+    "last value and profile": lambda visible, *_: fit_last_value_and_profile(visible),
     "linear per node": fit_linear,
     "global linear": fit_global_linear,
     "gradient boosting": fit_boosting,

@@ -199,19 +199,29 @@ class KeptRuns:
         return self._records.get(key)
 
     def add(self, key: str, record: RunRecord) -> None:
-        """Writes a finished run through to the disk."""
+        """Writes a finished run through to the disk.
+
+        Raises:
+            OSError: If it cannot be written; names the file and the way to go on.
+        """
         if self.file is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         line = f'{{"key": "{key}", "run": {as_json(record)}}}\n'.encode()
-        with self.file.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the last one was not written to its end
-                    line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # the last one was not written to its end
+                        line = b"\n" + line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                f"{self.file}: cannot be written ({error.strerror}); mend that, and the same comparison goes on "
+                "from the runs that are finished"
+            ) from error
 
 
 def run_key(settings: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Mapping
@@ -107,7 +108,10 @@ def export_program(
                 f"{_culprit(model, error.__traceback__)}: torch.export cannot follow it ("
                 f"{_short(error)}); use another module there, or forecast with the model itself"
             ) from error
-        torch.export.save(program, temporary, extra_files={ABOUT: json.dumps(about, indent=1, allow_nan=False)})
+        # By way of memory: torch's own writer ends the process where the disk is full.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={ABOUT: json.dumps(about, indent=1, allow_nan=False)})
+        temporary.write_bytes(buffer.getbuffer())
         # What was written is tried: a module may go another way at another size and tell torch nothing of it.
         loaded = torch.export.load(temporary).module()
         for inputs, forecast in zip(others, expected, strict=True):

@@ -18,6 +18,14 @@ def is_parallel() -> bool:
     return torch.distributed.get_world_size() > 1
 
 
+def prepare_reducer(model: DistributedDataParallel, loss: Tensor) -> None:
+    """Before a backward pass of ``loss``: a reducer expects that the last forward pass was this loss's, but it may not
+    be."""
+    if model.require_backward_grad_sync:
+        model.reducer._rebuild_buckets()
+        model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])
+
+
 class ParallelModels:
     """The DistributedDataParallel and FSDP2 models of some parameters.
 
@@ -55,11 +63,9 @@ class ParallelModels:
             _check_ddp(model)
 
     def prepare(self, loss: Tensor) -> None:
-        """Before a backward pass: a reducer expects that the last forward pass was this loss's, but it may not be."""
+        """Before a backward pass of ``loss``; see :func:`prepare_reducer`."""
         for model in self._ddp:
-            if model.require_backward_grad_sync:
-                model.reducer._rebuild_buckets()
-                model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])
+            prepare_reducer(model, loss)
 
     def reductions(self) -> list[Any]:
         """What differs after a backward pass in which the reducers took part."""

@@ -134,8 +134,12 @@ class TrainingBatches:
     def loss(self, model: torch.nn.Module, step: int, source: bool) -> Tensor:
         """The masked MAE of step ``step``'s source or target batch, in scaled units; of several processes, a share."""
         city, index, block = self.drawn(step, source)
-        # Another seed for the source's days than for the target's, so that the two are not drawn in step.
-        return city.loss(model, index, self.seed * 1_000_003 + 2 * step + source, block, self.processes)
+        return city.loss(model, index, self.support_seed(step, source), block, self.processes)
+
+    def support_seed(self, step: int, source: bool) -> int:
+        """Of the support days of a batch: another for the source's than for the target's, so that the two are not drawn
+        in step."""
+        return self.seed * 1_000_003 + 2 * step + source
 
 
 def _has_profiles(city: City, history: int, horizon: int, blocks: NodeBlocks | None) -> bool:

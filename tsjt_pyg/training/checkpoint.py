@@ -31,7 +31,11 @@ class DamagedCheckpointError(ValueError):
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(f"{reason}. {remedy}")
-        self.reason = reason
+        self.reason, self.remedy = reason, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes of a training are told, too."""
+        return type(self), (self.reason, self.remedy)
 
 
 def describe_city(city: City) -> dict[str, Any]:

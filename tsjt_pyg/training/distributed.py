@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ..optim.parallel import ParallelModels
+from ..optim.parallel import prepare_reducer
 from .model_state import unwrapped
 from .skipped_steps import step_if_finite
 
@@ -42,6 +42,8 @@ class OneProcess:
     rank, size = 0, 1
     device: torch.device | None = None
     """That models should be on, where there is a rule for it."""
+    number_format = "32"
+    """Of the forward passes in training: one of :data:`PRECISIONS`."""
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +92,8 @@ class OneProcess:
         return loss
 
     def prepare(self, model: torch.nn.Module, loss: Tensor) -> None:
-        """Before a backward pass of ``loss``, of several forward passes, outside of a TargetSkewedOptimizer."""
+        """Before a backward pass of ``loss``, of several forward passes of what :meth:`wrap` gave, outside of a
+        TargetSkewedOptimizer."""
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_grad_norm: float) -> bool:
         """A step along the gradient of what :meth:`scaled` gave, clipped; or none, if it is not finite. Whether it was
@@ -178,6 +181,7 @@ class Processes(OneProcess):
                 "pip install 'tsjt-pyg[fabric]'"
             ) from error
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        self.number_format = precision
         self._precision = Precision() if precision == "32" else MixedPrecision(precision, kind)  # type: ignore[arg-type]
         self._scaler: torch.amp.GradScaler | None = getattr(self._precision, "scaler", None)
         self._timeout = timedelta(seconds=timeout)
@@ -307,7 +311,8 @@ class Processes(OneProcess):
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def prepare(self, model: torch.nn.Module, loss: Tensor) -> None:
-        ParallelModels(model.parameters()).prepare(loss)
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            prepare_reducer(model, loss)
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor], max_grad_norm: float) -> bool:
         if self._scaler is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..data.arguments import check_number
 from ..data.atomic import atomic_path
 from .saved_model import SavedModel
 
@@ -87,15 +88,21 @@ def changed_files(readings: Path, every: float | None = None) -> Iterator[Path]:
         FileNotFoundError: If there is neither such a file nor its folder; if one looks once, no such file.
         ValueError: If ``every`` is not positive.
     """
-    if every is not None and not every > 0:
-        raise ValueError(f"every: expected a positive number of seconds, found {every}")
+    if every is not None:
+        check_number("every", every, "a positive number of seconds", above=0)
     if not (readings.exists() or (every is not None and readings.parent.is_dir())):
         raise FileNotFoundError(f"readings: there is no file {readings}")
     seen: dict[Path, Stamp] = {}
     while True:
         begin = time.monotonic()
-        files = sorted(_tables(readings)) if readings.is_dir() else [readings]
-        stamps = {file: stamp for file in files if (stamp := _stamp(file)) is not None}
+        try:
+            files = sorted(_tables(readings)) if readings.is_dir() else [readings]
+            stamps = {file: stamp for file in files if (stamp := _stamp(file)) is not None}
+        except OSError as error:  # of a share that is away for a while
+            if every is None:
+                raise
+            logger.warning("%s: cannot be looked at (%s)", readings, error)
+            stamps = seen
         for file, stamp in stamps.items():
             if seen.get(file) == stamp:
                 continue

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ..data import City, NodeBlocks, StandardScaler, SupportProfile, WindowBatch, Windows
-from ..data.last_value import last_value, node_means
+from ..data.last_value import last_value, node_means, towards_profile
 from ..data.node_blocks import node_blocks
 from ..data.rows import column_blocks
 from .batches import TrainingBatches
@@ -219,9 +219,7 @@ def _naive_error(windows: Windows, support: SupportProfile, std: Tensor, blocks:
                 means = default if nodes is None else default[nodes.to(default.device)]
                 last = last_value(batch.x, batch.x_mask, means).unsqueeze(1).expand_as(batch.y)
                 profile = support.at(windows, batch.index, nodes=nodes)
-                typical = torch.where(profile.mask, profile.values, 0.0)[:, windows.history :]
-                known = profile.mask[:, windows.history :]
-                yield batch, torch.where(known, last + share * (typical - last), last)
+                yield batch, towards_profile(last, profile, windows.history, share)
 
     return min(_error(forecasts(0.0), std), _error(forecasts(0.5), std))
 

@@ -104,7 +104,7 @@ class TrainingRun:
             weights = {True: plan.source_weight, False: plan.target_weight}
             total = torch.stack([weights[source] * loss for source, loss in losses.items()]).sum()
             total = self.processes.scaled(total)
-            self.processes.prepare(self.model, total)
+            self.processes.prepare(self.trained, total)
             total.backward()
         taken = self.processes.step(self.optimizer, list(self.model.parameters()), self.max_grad_norm)
         self.step += 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -31,6 +32,11 @@ from .guard import SourceVerdict
 from .model_state import differences, model_state
 from .run import TrainingRun
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,10 +51,15 @@ class RunFolder:
         keep: How many checkpoints of the last steps to keep.
 
     Raises:
-        ValueError: If the settings are not plain, ``path`` is a file, or holds a run that is not to be continued.
+        ValueError: If the settings are not plain, ``path`` is a file, holds a run that is not to be continued, or
+            another training is writing to it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], target: City, resume: bool, keep: int) -> None:
+        try:
+            settings = json.loads(json.dumps(settings, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config: expected plain numbers and strings that JSON can hold ({error})") from error
         self.path, self.settings, self.keep = path, settings, keep
         # Copies: of a view, torch would save the memory behind it, which holds the days after the visible ones, too.
         readings, mask = target.readings.clone(), target.mask.clone()
@@ -56,10 +67,7 @@ class RunFolder:
         self.about = {"config": settings, "versions": _versions(), "city": describe_city(target)}
         self.saved_step: int | None = None
         self._last_is_good = True
-        try:
-            json.dumps(settings, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"config: expected plain numbers and strings that JSON can hold ({error})") from error
+        self._lock: int | None = None
         if path.exists() and not path.is_dir():
             raise ValueError(f"output: {path} is a file, expected a folder")
         self.resumes = bool(kept_checkpoints(path))
@@ -67,6 +75,17 @@ class RunFolder:
             raise ValueError(
                 f"output: {path} holds a run already; resume=True (--resume) continues it, another folder keeps both"
             )
+        if path.exists():
+            self._claim()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets other trainings write to the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def load(self, model: torch.nn.Module) -> dict[str, Any]:
         """The state of the run that is continued, from its newest good checkpoint.
@@ -80,11 +99,9 @@ class RunFolder:
             raise ValueError(f"resume: {file} holds a model alone, as best.pt does, so no training can be continued")
         refuse_other_run(differences(content["model"], model_state(model)), file)
         if content["versions"] != _versions():
-            logger.warning(
-                "resume: %s is of %s, here is %s: the run goes on, but not with the same bits",
-                file,
-                _text(content["versions"]),
-                _text(_versions()),
+            raise ValueError(
+                f"resume: {file} is of {_text(content['versions'])}, here is {_text(_versions())}, with which it would "
+                "not end with the same bits; install those versions, or give another output folder"
             )
         self.saved_step = content["step"]
         self._last_is_good = file.name == LAST
@@ -94,10 +111,12 @@ class RunFolder:
         """Writes the run as it is after a step, when its :meth:`~TrainingRun.state` was taken.
 
         Raises:
+            ValueError: If another training writes to the folder.
             OSError: If it cannot be written; the error names the file and the way to go on.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._claim()
             remove_leftovers(self.path)
             content = {
                 **state,
@@ -117,6 +136,27 @@ class RunFolder:
             stopped = OSError(f"stopped at step {run.step} of {run.steps}: {error}; {self.way_on()}")
             stopped.errno = error.errno
             raise stopped from error
+
+    def _claim(self) -> None:
+        """Makes the folder this training's, until its end or that of the process."""
+        if fcntl is None or self._lock is not None:
+            return
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ValueError(
+                f"output: another training is writing to {self.path}; wait for its end, or give another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(lock)
+            return
+        self._lock = lock
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the other processes of a training are told: they write nothing."""
+        return {"path": self.path, "resumes": self.resumes, "saved_step": None, "_lock": None}
 
     def way_on(self) -> str:
         """How a run that stopped goes on."""

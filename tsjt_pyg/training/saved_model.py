@@ -12,6 +12,7 @@ import torch
 from torch.export import Dim
 
 from ..data import City, StandardScaler, SupportProfile
+from ..data.clean import LARGEST
 from ..nn import Forecaster
 from ..nn.export import export_program
 from .checkpoint import load_checkpoint
@@ -55,7 +56,10 @@ class SavedModel:
         content = load_checkpoint(path)
         settings = content.get("config", {}).get("model")
         if not isinstance(settings, dict) or set(settings) != {f.name for f in fields(ModelConfig)}:
-            raise ValueError(f"{path}: it does not hold the model's settings, so the model cannot be built from it")
+            raise ValueError(
+                f"{path}: it does not hold the model's settings as this version writes them, so none can be built from "
+                'it; `tsjt train` and fit(config={"model": config.as_dict()}) write them'
+            )
         config = ModelConfig(**settings)
         if config.channels != 1:
             raise ValueError(f"{path}: it forecasts {config.channels} channels; tables of readings have one")
@@ -121,11 +125,12 @@ class SavedModel:
         values[:, order] = table.to_numpy(dtype=np.float32, na_value=np.nan)
         if np.isnan(values).all():
             raise ValueError(f"readings: nothing was observed in the last {history} rows, so there is nothing to go by")
-        if np.isinf(values).any():
-            step, node = np.argwhere(np.isinf(values))[0]
+        wrong_values = np.abs(values) > LARGEST
+        if wrong_values.any():
+            step, node = np.argwhere(wrong_values)[0]
             raise ValueError(
                 f"readings: found {values[step, node]} at {table.index[step]}, node {self.node_ids[node]!r}; readings "
-                "must be finite, and empty where nothing was observed"
+                f"must be finite, at most {LARGEST:g} in size, and empty where nothing was observed"
             )
         last = table.index[-1]
         device = next(self.model.parameters()).device

@@ -63,20 +63,25 @@ def blame(model: torch.nn.Module, batches: TrainingBatches, step: int, kinds: Se
     found = []
     for source in kinds:
         city, index, block = batches.drawn(step, source)
-        bad = [number for number in index.tolist() if not _is_finite(model, city, number, step, block)]
+        seed = batches.support_seed(step, source)
+        with batches.processes.precision():
+            bad = [number for number in index.tolist() if not _is_finite(model, city, number, seed, block)]
         if bad:
             name = f"{'source' if source else 'target'} city {city.windows.city.name}"
             found.append(f"{name}, {_window(city, bad[0])} ({len(bad)} of the {len(index)} windows of its batch)")
     if not found:
-        return "each window of its batches alone is finite, so their sum overflows: lower the strategy's weights"
+        return (
+            "each window of its batches alone is finite, so their sum overflows: lower the strategy's weights, or lr "
+            "(--lr)"
+        )
     return (
         f"of {' and '.join(found)}; look at the readings there (City.describe, City.repair) or leave a bad source out "
         "(sources, --sources); where all windows are named, the training may have diverged: lower lr (--lr)"
     )
 
 
-def _is_finite(model: torch.nn.Module, city: CityBatches, number: int, step: int, block: object) -> bool:
-    loss = nan_gradient_unless_finite(city.loss(model, torch.tensor([number]), step, block))  # type: ignore[arg-type]
+def _is_finite(model: torch.nn.Module, city: CityBatches, number: int, seed: int, block: object) -> bool:
+    loss = nan_gradient_unless_finite(city.loss(model, torch.tensor([number]), seed, block))  # type: ignore[arg-type]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from numbers import Real
@@ -25,6 +26,7 @@ from .batches import TrainingBatches
 from .distributed import ALONE, OneProcess
 from .guard import SourceVerdict, guard_steps, judge_sources
 from .model_state import load_model_state, model_state, window_size
+from .run import TrainingRun
 from .run_folder import RunFolder
 from .skipped_steps import MAX_SKIPPED
 from .strategies import Strategy, get_strategy
@@ -209,6 +211,10 @@ def fit(
     for argument, cities in (("target", [target]), ("sources", sources if strategy.uses_sources else [])):
         for city in cities:
             check_readings(city, argument)
+    steps, batch_size, seed, evaluations = map(int, (steps, batch_size, seed, evaluations))
+    lr, max_grad_norm, validation_days = map(
+        float, (lr, max_grad_norm, validation_days)
+    )  # numpy's are not loaded again
     history, horizon = window_size(model)
     training, validation = training_split(target, validation_days, history)
     settings = {
@@ -223,58 +229,101 @@ def fit(
         "validation_days": validation_days,
         "evaluations": evaluations,
         **({} if nodes_per_batch is None else size),
+        **({} if processes.number_format == "32" else {"precision": processes.number_format}),
         "target": {"name": target.name, "fingerprint": target.fingerprint()},
         "sources": [{"name": city.name, "fingerprint": city.fingerprint()} for city in sources],
     }
-    processes.check_same(settings)
+    processes.check_same(
+        {
+            **settings,
+            "output": output is not None,
+            "checkpoint_every": checkpoint_every,
+            "resume": resume,
+            "max_skipped": max_skipped,
+        }
+    )
     placed = processes.place(model)
     folder = None
     if output is not None:
         folder = processes.first(lambda: RunFolder(Path(output), settings, target, resume, keep))
-    saved = processes.first(partial(folder.load, model)) if folder is not None and folder.resumes else None
-    every = max(1, steps // evaluations)
-    steps *= strategy.step_factor
-    optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
-    most = max(1, min(MOST_SUPPORT_DAYS, round(target.num_steps / target.steps_per_day)))
-    verdicts: list[SourceVerdict] = []
-    guard_seconds = 0.0
-    taken = list(sources) if strategy.uses_sources else []
-    if taken and strategy.guard:
+    with folder or nullcontext():
+        saved = processes.first(partial(folder.load, model)) if folder is not None and folder.resumes else None
+        every = max(1, steps // evaluations)
+        steps *= strategy.step_factor
+        optimizing: dict[str, Any] = {"lr": lr, "base": base, "max_grad_norm": max_grad_norm}
+        most = max(1, min(MOST_SUPPORT_DAYS, round(target.num_steps / target.steps_per_day)))
+        verdicts: list[SourceVerdict] = []
+        guard_seconds = 0.0
+        taken = list(sources) if strategy.uses_sources else []
+        if taken and strategy.guard:
+            if saved is not None:
+                verdicts = [SourceVerdict(**verdict) for verdict in saved["verdicts"]]
+            else:
+                few = guard_steps(steps, len(taken))
+                verdicts = judge_sources(
+                    model, target, taken, steps=few, batch_size=batch_size, seed=seed, most=most, **optimizing, **size
+                )
+                verdicts = processes.first(partial(list, verdicts))
+                guard_seconds = time.perf_counter() - started
+            taken = [city for city, verdict in zip(taken, verdicts, strict=True) if verdict.weight > 0]
+            for verdict in verdicts:
+                logger.info("%s", verdict)
+            if not taken:
+                steps *= 2  # as many gradients, without the sources' half of them
+        batches = TrainingBatches(model, training, taken, most, batch_size, seed, **size, processes=processes)
+        stride = max(1, (validation.num_steps - history - horizon + 1) // VALIDATION_WINDOWS)
+        run = strategy.run_type()(
+            model=placed,
+            strategy=strategy,
+            steps=steps,
+            batches=batches,
+            validation=validation.windows(history, horizon, stride),
+            averaged=strategy.average and bool(taken),
+            processes=processes,
+            max_skipped=max_skipped,
+            **optimizing,
+        )
         if saved is not None:
-            verdicts = [SourceVerdict(**verdict) for verdict in saved["verdicts"]]
-        else:
-            few = guard_steps(steps, len(taken))
-            verdicts = judge_sources(
-                model, target, taken, steps=few, batch_size=batch_size, seed=seed, most=most, **optimizing, **size
-            )
-            verdicts = processes.first(partial(list, verdicts))
-            guard_seconds = time.perf_counter() - started
-        taken = [city for city, verdict in zip(taken, verdicts, strict=True) if verdict.weight > 0]
-        for verdict in verdicts:
-            logger.info("%s", verdict)
-        if not taken:
-            steps *= 2  # as many gradients, without the sources' half of them
-    batches = TrainingBatches(model, training, taken, most, batch_size, seed, **size, processes=processes)
-    stride = max(1, (validation.num_steps - history - horizon + 1) // VALIDATION_WINDOWS)
-    run = strategy.run_type()(
-        model=placed,
-        strategy=strategy,
-        steps=steps,
-        batches=batches,
-        validation=validation.windows(history, horizon, stride),
-        averaged=strategy.average and bool(taken),
-        processes=processes,
-        max_skipped=max_skipped,
-        **optimizing,
+            run.load(saved)
+        _train(run, folder, verdicts, every, checkpoint_every, progress, stop)
+    last_model = {name: value.detach().clone() for name, value in processes.whole(model_state(placed)).items()}
+    load_model_state(model, processes.whole(run.best_model))
+    return FitResult(
+        model,
+        batches.target.scaler,
+        strategy,
+        run.best_step,
+        run.best_loss,
+        run.log,
+        run.optimizer.stats() if isinstance(run.optimizer, TargetSkewedOptimizer) else {},
+        None if run.conflict is None else run.conflict.to_frame(),
+        time.perf_counter() - started,
+        support=None if batches.target.support is None else SupportProfile(target),
+        last_model=last_model,
+        verdicts=verdicts,
+        guard_seconds=guard_seconds,
+        blocks=batches.target.blocks,
+        skipped_steps=run.skipped_steps,
     )
+
+
+def _train(
+    run: TrainingRun,
+    folder: RunFolder | None,
+    verdicts: list[SourceVerdict],
+    every: int,
+    checkpoint_every: int,
+    progress: Progress | None,
+    stop: Callable[[], bool] | None,
+) -> None:
+    """The steps that are left of a run, with an evaluation after ``every`` of them and what is written of them."""
+    steps, processes = run.steps, run.processes
+    pretrain = run.strategy.pretrain_steps(steps)
 
     def save(folder: RunFolder) -> None:
         processes.first(partial(folder.save, run, run.state(), verdicts))
 
-    if folder is not None and saved is not None:
-        run.load(saved)
-    pretrain = strategy.pretrain_steps(steps)
-    placed.train()
+    run.model.train()
     try:
         while run.step < steps:
             if run.step == 0:
@@ -301,34 +350,14 @@ def fit(
         raise
     if folder is not None:
         save(folder)
-    last_model = {name: value.detach().clone() for name, value in processes.whole(model_state(placed)).items()}
-    load_model_state(model, processes.whole(run.best_model))
-    return FitResult(
-        model,
-        batches.target.scaler,
-        strategy,
-        run.best_step,
-        run.best_loss,
-        run.log,
-        run.optimizer.stats() if isinstance(run.optimizer, TargetSkewedOptimizer) else {},
-        None if run.conflict is None else run.conflict.to_frame(),
-        time.perf_counter() - started,
-        support=None if batches.target.support is None else SupportProfile(target),
-        last_model=last_model,
-        verdicts=verdicts,
-        guard_seconds=guard_seconds,
-        blocks=batches.target.blocks,
-        skipped_steps=run.skipped_steps,
-    )
 
 
 def check_blocks(model: torch.nn.Module, nodes_per_batch: int | None, num_hops: int) -> None:
     """Raises a ValueError if there can be no such blocks, or the model needs all nodes of a city at once."""
     if nodes_per_batch is None:
         return
-    for argument, value, least in (("nodes_per_batch", nodes_per_batch, 1), ("num_hops", num_hops, 0)):
-        if value < least:
-            raise ValueError(f"{argument}: expected at least {least}, found {value}")
+    check_counts(nodes_per_batch=nodes_per_batch)
+    check_counts(least=0, num_hops=num_hops)
     if getattr(model, "city_embedding", None) is not None:
         raise ValueError(
             "nodes_per_batch: the model has a city_embedding, one row for every node of a city, and cannot be shown "
