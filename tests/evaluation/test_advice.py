@@ -94,12 +94,41 @@ def test_a_naive_forecast_that_is_better_than_both_is_advised():
     assert "the forecast 'last value' has the smallest error (3.500; tsjt 4.000, target_only 5.000)" in found.text
 
 
-def test_validation_and_not_the_test_period_chooses_the_reference_and_the_candidate():
-    longer = trained("target_only_2x", [5.2, 5.3, 5.1], validation=0.5)
+def test_validation_and_not_the_test_period_chooses_the_candidate():
     pooled, tuned = trained("pooled", [4.0, 4.1, 3.9], 0.9), trained("finetune", [3.0, 3.1, 2.9], 0.95)
-    text = advise(comparison(ALONE, longer, pooled, tuned)).text
-    assert text.startswith("Use pooled: ")
-    assert "(target_only_2x)" in text
+    assert advise(comparison(ALONE, pooled, tuned)).text.startswith("Use pooled: ")
+
+
+def test_it_is_held_against_the_better_training_on_the_target_alone():
+    longer = trained("target_only_2x", [4.0, 4.1, 3.9], validation=1.5)
+    for order in ((ALONE, longer), (longer, ALONE)):
+        found = advise(comparison(*order, trained("tsjt", [4.5, 4.6, 4.4])))
+        assert "Train on here alone (target_only_2x): tsjt does harm, +12.5 %" in found.text
+
+
+def test_another_strategy_is_advised_where_it_is_better_than_the_default_beyond_chance():
+    tsjt, kept = trained("tsjt", [4.5, 4.6, 4.4]), [source("there", 0.0)]
+    pooled, noisy = trained("pooled", [3.0, 3.1, 2.9]), trained("pooled", [3.0, 5.0, 4.5])
+    assert advise(comparison(ALONE, tsjt, pooled)).text.startswith("Use pooled: -40.0 % [-40.0, -40.0] MAE against")
+    assert advise(comparison(ALONE, tsjt, noisy)).text.startswith("Use tsjt: -10.0 %")
+    left_out = trained("tsjt", [5.0, 5.1, 4.9], sources=kept)
+    assert advise(comparison(ALONE, left_out, pooled)).text.startswith("Use pooled: ")
+
+
+def test_a_gain_too_small_for_twice_the_time_is_none():
+    found = advise(comparison(ALONE, trained("tsjt", [4.999, 5.099, 4.899])))
+    assert not found.transfer
+    assert "Train on here alone (target_only): tsjt is hardly better, -0.0 % [" in found.text
+
+
+def test_a_source_that_was_taken_in_some_runs_is_told_so():
+    runs = [
+        *trained("tsjt", [4.0], sources=[source("there", 1.0)]),
+        *(replace(run, seed=run.seed + 1) for run in trained("tsjt", [4.1, 3.9], sources=[source("there", 0.0)])),
+    ]
+    found = advise(comparison(ALONE, runs))
+    assert found.text.endswith("; there contributes in 1 of 3 runs.")
+    assert found.contributions["there"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("group", [ALONE, trained("tsjt", [4.0, 4.1, 3.9])])

@@ -8,6 +8,7 @@ import signal
 import sys
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import joblib
@@ -307,16 +308,15 @@ def test_a_scheduler_that_does_not_answer_and_a_missing_dask_are_named(monkeypat
 
 
 def test_runs_that_cannot_be_kept_say_where_and_how_to_go_on(task, tmp_path, monkeypatch):
-    def fsync(handle):
+    def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(
-            OSError,
-            match=r"runs\.jsonl: cannot be written \(No space left on device\); mend that, and the same comparison",
-        ),
+    again = partial(compare, *task, output=tmp_path / "c", **SETTINGS)
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"runs\.jsonl: cannot be written \(No space left on device\); mend that, and the"
     ):
-        patch.setattr(sweep.os, "fsync", fsync)
-        compare(*task, output=tmp_path / "c", **SETTINGS)
-    assert len(compare(*task, output=tmp_path / "c", **SETTINGS).records) == 5
+        again()
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert len(again().records) == 5

@@ -30,7 +30,7 @@ def wait_for_checkpoints(command, file, count):
 
     before = identity() if file.is_file() else None
     for _ in range(count):
-        wait_for(command, lambda: file.is_file() and identity() != before)
+        wait_for(command, lambda before=before: file.is_file() and identity() != before)
         before = identity()
 
 
@@ -50,7 +50,7 @@ def test_a_killed_training_ends_with_the_same_bits(start_tsjt, outcome, tmp_path
     last = folder / LAST
     for step in (2, 6):
         command = start_tsjt(*TRAIN, folder, "--steps", 40)
-        wait_for(command, lambda: last.is_file() and load_checkpoint(last)["step"] >= step)  # noqa: B023
+        wait_for(command, lambda step=step: last.is_file() and load_checkpoint(last)["step"] >= step)
         assert command.kill(signal.SIGKILL) == -signal.SIGKILL
     command = start_tsjt(*TRAIN, folder, "--steps", 40)
     assert command.wait() == 0, command.printed()

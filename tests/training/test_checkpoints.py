@@ -191,7 +191,7 @@ def test_numbers_of_numpy_are_kept_as_those_of_python(visible, tmp_path):
 
 def test_other_processes_are_told_of_damage_in_the_same_words():
     error = DamagedCheckpointError("last.pt: half-written", "Train anew")
-    told = pickle.loads(pickle.dumps(error))  # noqa: S301
+    told = pickle.loads(pickle.dumps(error))
     assert (type(told), str(told), told.reason) == (type(error), str(error), error.reason)
 
 
@@ -200,7 +200,7 @@ def test_two_trainings_cannot_write_to_one_folder(visible, stopped, tmp_path):
     def another(done, total):
         if done == 3:
             with pytest.raises(
-                ValueError, match="output: another training is writing to .*; wait for its end, or give"
+                ValueError, match=r"output: another training is writing to .*; wait for its end, or give"
             ):
                 train(visible, folder, resume=True)
 

@@ -10,6 +10,9 @@ from .table import Comparison, Gain
 
 _DEFAULT = "tsjt"
 
+LEAST = 0.5
+"""Percent of MAE that a gain has to be for a training that takes twice as long."""
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -32,9 +35,11 @@ class Advice:
 def advise(comparison: Comparison) -> Advice | None:
     """Whether the sources help this target, by the paired test errors of strategy ``"tsjt"``.
 
-    Where it was not run: of the strategy with sources that the validation days like best. It is held against training
-    on the target alone, with one or two times the steps as the validation days like best. To transfer is advised only
-    if the 95 % interval of the gain is above 0, and if no naive forecast is better.
+    Where it was not run, or where it is worse beyond chance: of the other strategy with sources that the validation
+    days like best. It is held against training on the target alone, with one or two times the steps, whichever has the
+    smaller test error. To transfer is advised only if the 95 % interval of the gain is above 0, the gain is at least
+    :data:`LEAST` percent, and no naive forecast is better. The interval is that of seeds; other visible days may differ
+    by more.
 
     Returns:
         ``None`` where a strategy with sources or one without was not run, or has no result.
@@ -45,13 +50,15 @@ def advise(comparison: Comparison) -> Advice | None:
     alone = [name for name in strategies if name not in with_sources]
     if not alone or not with_sources:
         return None
-    reference = min(alone, key=lambda name: _validation(comparison, name))
-    name = _DEFAULT if _DEFAULT in with_sources else min(with_sources, key=lambda n: _validation(comparison, n))
+    reference = min(alone, key=lambda name: _mae(comparison, name))
+    name, *others = sorted(with_sources, key=lambda n: (n != _DEFAULT, _validation(comparison, n)))
+    if name == _DEFAULT and others and all(_is_better(comparison, others[0], than) for than in (name, reference)):
+        name = others[0]
     gain = comparison.gain(name, over=reference)
     if gain is None:  # no seed has a result of both
         return None
     target = comparison.protocol["target"]
-    weights = _contributions(comparison, name)
+    weights, told = _contributions(comparison, name)
     measured = f"{_as_change(gain)} MAE against training on {target} alone ({reference})"
     naive = [n for n in comparison.names if comparison.runs(n)[0].seed is None]
     better = min(naive, key=lambda n: _mae(comparison, n), default=None)
@@ -71,8 +78,11 @@ def advise(comparison: Comparison) -> Advice | None:
     if gain.low is None or gain.high is None:
         text = f"Too few seeds to tell: {name} {measured}. Run it with --seeds 3 or more."
         return Advice(text, False, weights)
+    if gain.low > 0 and gain.percent < LEAST:
+        text = f"Train on {target} alone ({reference}): {name} is hardly better, {measured}, and takes longer."
+        return Advice(text, False, weights)
     if gain.low > 0:
-        return Advice(f"Use {name}: {measured}{_told(weights)}.", True, weights)
+        return Advice(f"Use {name}: {measured}{told}.", True, weights)
     if gain.high < 0:
         return Advice(f"Train on {target} alone ({reference}): {name} does harm, {measured}.", False, weights)
     text = (
@@ -91,20 +101,28 @@ def _mae(comparison: Comparison, name: str) -> float:
     return float(np.mean([run.errors.mean_mae for run in comparison.runs(name)]))
 
 
-def _contributions(comparison: Comparison, name: str) -> dict[str, float]:
+def _is_better(comparison: Comparison, name: str, other: str) -> bool:
+    """Beyond chance."""
+    gain = comparison.gain(name, over=other)
+    return gain is not None and gain.low is not None and gain.low > 0
+
+
+def _contributions(comparison: Comparison, name: str) -> tuple[dict[str, float], str]:
+    """Mean weight of each source that was judged, and in words what it did."""
     found: dict[str, list[float]] = {}
     for run in comparison.runs(name):
         for source in run.sources:
             found.setdefault(source["name"], []).append(source["weight"])
-    return {source: float(np.mean(weights)) for source, weights in found.items()}
-
-
-def _told(weights: dict[str, float]) -> str:
-    parts = [
-        f"{source} contributes, weight {weight:.2g}" if weight > 0 else f"{source} was left out"
-        for source, weight in weights.items()
-    ]
-    return "".join(f"; {part}" for part in parts)
+    told = ""
+    for city, weights in found.items():
+        taken = [weight for weight in weights if weight > 0]
+        if not taken:
+            told += f"; {city} was left out"
+        elif len(taken) == len(weights):
+            told += f"; {city} contributes, weight {np.mean(taken):.2g}"
+        else:
+            told += f"; {city} contributes in {len(taken)} of {len(weights)} runs"
+    return {city: float(np.mean(weights)) for city, weights in found.items()}, told
 
 
 def _as_change(gain: Gain) -> str:
