@@ -410,7 +410,14 @@ def test_compare_prints_and_writes_the_table(tsjt, tmp_path):
         "compare", *TARGET, "--sources", "demo/ringwood", *TINY, "--strategies", "target_only,tsjt", "--seeds", 1,
         "--steps", 2, "--jobs", 1, "--output", tmp_path / "c",
     )  # fmt: skip
-    for name in ("last value", "historical average", "linear per node", "target_only", "tsjt"):
+    for name in (
+        "last value",
+        "historical average",
+        "last value and profile",
+        "linear per node",
+        "target_only",
+        "tsjt",
+    ):
         assert name in text
     assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".json", ".csv", ".png", ".jsonl"}
 

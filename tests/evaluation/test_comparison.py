@@ -18,7 +18,7 @@ from tsjt_pyg.training.guard import SourceVerdict
 
 CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=4)
 SETTINGS = {"model": CONFIG, "steps": 10, "batch_size": 8, "lr": 1e-2, "seeds": 2, "verbose": False}
-NAIVE = ["last value", "historical average", "linear per node"]
+NAIVE = ["last value", "historical average", "last value and profile", "linear per node"]
 FILES = {"comparison.json", "comparison.csv", "comparison.png"}
 
 
@@ -72,8 +72,8 @@ def test_further_naive_forecasts_stand_in_the_order_asked_for(task):
     names = ["global linear", "last value", "gradient boosting"]
     found = compare(*task, strategies=["target_only"], naive=names, **{**SETTINGS, "steps": 1, "seeds": 1})
     assert found.names == [*names, "target_only"]
-    assert list(NAIVE_FITS)[:3] == NAIVE
-    assert list(NAIVE_FITS)[3:] == ["global linear", "gradient boosting"]
+    assert list(NAIVE_FITS)[:4] == NAIVE
+    assert list(NAIVE_FITS)[4:] == ["global linear", "gradient boosting"]
 
 
 def test_the_same_seeds_give_the_same_table_whatever_runs_beside_it(task, comparison):

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -11,6 +12,7 @@ from tsjt_pyg.evaluation.naive import (
     fit_global_linear,
     fit_historical_average,
     fit_last_value,
+    fit_last_value_and_profile,
     fit_linear,
     last_value,
     node_means,
@@ -43,8 +45,6 @@ def test_historical_average_is_pandas_mean_by_node_and_time_of_day(commuters):
     city = replace(commuters(missing=0.3), start=commuters().start + 5 * commuters().interval)
     visible, test = city.few_shot(3)
     readings = visible.readings[..., 0].masked_fill(~visible.mask[..., 0], torch.nan).numpy()
-    import pandas as pd
-
     table = pd.DataFrame(readings, index=visible.time)
     by_hour = table.groupby(visible.time.hour).mean().fillna(table.mean())
     batch = all_windows(test)
@@ -52,6 +52,25 @@ def test_historical_average_is_pandas_mean_by_node_and_time_of_day(commuters):
     for window in (0, 7, 23, 30):
         hours = test.time[window + 6 : window + 9].hour
         np.testing.assert_allclose(found[window, :, :, 0].numpy(), by_hour.loc[hours].to_numpy(), rtol=1e-5)
+
+
+def test_last_value_and_profile_is_half_way_from_the_one_to_the_days_of_the_same_type(commuters):
+    city = replace(commuters(days=9, missing=0.3), start=pd.Timestamp("2024-03-08 05:00"))  # a Friday
+    visible, test = city.few_shot(3)
+    readings = visible.readings[..., 0].masked_fill(~visible.mask[..., 0], torch.nan).numpy()
+    table = pd.DataFrame(readings, index=visible.time)
+    profile = table.groupby([visible.time.dayofweek >= 5, visible.time.hour]).mean()
+    other = table.groupby(visible.time.hour).mean()
+    batch = all_windows(test)
+    found = fit_last_value_and_profile(visible)(batch, test)
+    last = fit_last_value(visible)(batch, test)
+    for window in (0, 7, 23, 60, 100):
+        for step, time in enumerate(test.time[window + 6 : window + 9]):
+            key = (time.dayofweek >= 5, time.hour)
+            typical = profile.loc[key] if key in profile.index else other.loc[time.hour]
+            before = pd.Series(last[window, step, :, 0].numpy())
+            expected = ((before + typical) / 2).fillna(before)
+            np.testing.assert_allclose(found[window, step, :, 0].numpy(), expected, rtol=1e-5)
 
 
 def test_linear_is_a_ridge_a_node_on_the_history_relative_to_the_last_reading(commuters):
@@ -131,8 +150,14 @@ def test_regressions_of_all_nodes_beat_the_last_value_where_days_are_alike(fit, 
 
 
 def test_the_naive_forecasts_are_ordered_from_the_simplest_to_the_strongest():
-    expected = ["last value", "historical average", "linear per node", "global linear", "gradient boosting"]
-    assert list(NAIVE_FITS) == expected
+    assert list(NAIVE_FITS) == [
+        "last value",
+        "historical average",
+        "last value and profile",
+        "linear per node",
+        "global linear",
+        "gradient boosting",
+    ]
 
 
 def test_global_linear_is_one_ridge_on_history_level_and_clock(commuters):
