@@ -242,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=os.environ.get("TSJT_CITIES"), help="folder of the cities")
     parser.add_argument("--quick", action="store_true", help="one setting, a few steps")
+    parser.add_argument("--only", default="", metavar="KEY", help="runs whose key holds this: 'taxi-dc|3|0|0|tsjt|'")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument("--hours", type=float, default=None, help="start no further run after so many hours")
     parser.add_argument("--output", type=Path, default=None, help="folder of records.jsonl")
@@ -253,7 +254,7 @@ def main() -> None:
     file = output / "records.jsonl"
     settings = settings_of(training)
     done = {record["key"] for record in read_records(file, settings)}
-    todo = [run for run in plan(arguments.quick) if run.key not in done]
+    todo = [run for run in plan(arguments.quick) if run.key not in done and arguments.only in run.key]
     if arguments.costs:
         costs = measure_costs(arguments.root, training, repeats=1 if arguments.quick else 3)
         output.mkdir(parents=True, exist_ok=True)
@@ -262,7 +263,7 @@ def main() -> None:
         _run_all(todo, file, settings, arguments.root, arguments.jobs, arguments.hours)
     from evidence_report import write_report
 
-    write_report(read_records(file), read_head(file), output, docs=not arguments.quick)
+    write_report(read_records(file), read_head(file), output, docs=output == RESULTS)
 
 
 def measure_costs(root: str | None, training: dict[str, Any], repeats: int) -> list[dict[str, Any]]:

@@ -51,11 +51,30 @@ def another_quantity(city: City, root: str | Path | None = None) -> City:
     return replace(trips, channels=city.channels, units=city.units, interval=city.interval)
 
 
+def wrong_clock(city: City) -> City:
+    """Six hours late: the rush hour of the morning is at noon."""
+    shift = city.steps_per_day // 4
+    return replace(city, readings=city.readings.roll(shift, dims=0), mask=city.mask.roll(shift, dims=0))
+
+
+def drifting_level(city: City) -> City:
+    """Every day has another level, by a draw of the readings' own standard deviation: a gauge that is set anew."""
+    days = torch.arange(city.num_steps) // city.steps_per_day
+    drawn = torch.randn(int(days[-1]) + 1, generator=_generator()) * city.readings[city.mask].std()
+    readings = city.readings + drawn[days].view(-1, 1, 1)
+    return replace(city, readings=readings.masked_fill(~city.mask, 0.0))
+
+
+LATER = ("wrong clock", "drifting level")
+"""Poisons that were thought of after the guard's bounds were set, which saw the others' test errors."""
+
 POISONS: dict[str, Poison] = {
     "shuffled time": shuffled_time,
     "reversed days": reversed_days,
     "noise": noise,
     "wrong units": wrong_units,
+    "wrong clock": wrong_clock,
+    "drifting level": drifting_level,
 }
 
 

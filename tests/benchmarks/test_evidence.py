@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CONFIG = ModelConfig(cell="GRU", hidden_channels=8, history=6, horizon=3)
 FITTING = {"steps": 12, "batch_size": 8, "evaluations": 2, "lr": 1e-2}
 RIVALS = [
+    "pooled, averaged",
     "pooled .3:1",
     "pooled .1:1",
     "by size 2x",
@@ -204,7 +205,9 @@ def test_a_rival_that_was_stopped_goes_on_to_the_same_bits(task, strategies, nam
     assert whole.log == resumed.log
 
 
-@pytest.mark.parametrize("name", ["shuffled time", "reversed days", "noise", "wrong units"])
+@pytest.mark.parametrize(
+    "name", ["shuffled time", "reversed days", "noise", "wrong units", "wrong clock", "drifting level"]
+)
 def test_a_spoiled_city_keeps_its_form_and_is_spoiled_the_same_way_again(commuters, modules, name):
     city = commuters(num_nodes=40, missing=0.2)
     spoil = modules["poisons"].POISONS[name]
@@ -245,6 +248,14 @@ def test_spoiled_cities_are_what_their_names_say(commuters, modules):
     other = (factors - 1.609344).abs() < 1e-3
     assert 0 < int(other.sum()) < 20
     torch.testing.assert_close(factors[~other], torch.ones(int((~other).sum())))
+    late = poisons.wrong_clock(city)
+    assert torch.equal(late.readings[6:], city.readings[:-6])
+    assert torch.equal(late.mask[6:], city.mask[:-6])
+    offsets = (poisons.drifting_level(city).readings - city.readings)[city.mask[..., 0]]
+    days = (torch.arange(city.num_steps) // 24)[:, None].expand(-1, 40)[city.mask[..., 0]]
+    levels = torch.stack([offsets[days == day].mean() for day in range(4)])
+    torch.testing.assert_close(offsets[:, 0], levels[days], rtol=1e-4, atol=1e-4)
+    assert 0.2 < float(levels.std() / city.readings[city.mask].std()) < 3
 
 
 def test_a_quick_plan_is_a_part_of_the_whole(evidence):
@@ -257,7 +268,8 @@ def test_a_quick_plan_is_a_part_of_the_whole(evidence):
     for run in whole.values():
         assert run.start == evidence.STARTS[run.task, run.days][run.seed]
         assert run.strategy == "naive" or evidence.strategy_of(run.strategy).name == run.strategy
-        assert run.poison in {"", *evidence.POISONS, "another quantity", "one of two"}
+        assert run.poison in {"", *evidence.POISONS, "another quantity", "one of two", evidence.UNTIL_NOW}
+        assert run.poison != evidence.UNTIL_NOW or run.task in ("taxi-dc", "bike-dc")
 
 
 def test_every_strategy_has_the_same_network_unless_it_says_so(evidence):
@@ -310,3 +322,20 @@ def test_a_run_gives_a_record_that_json_can_hold(evidence, commuters, monkeypatc
         assert record["key"] == run.key == f"taxi-dc|3|1|2|{strategy}|"
         assert [found["name"] for found in record["runs"]] == names
         assert record["runs"][0]["seed"] == (None if strategy == "naive" else 2)
+
+
+def test_sources_may_end_with_the_visible_days(evidence, commuters, monkeypatch):
+    target = commuters("target", seed=1)
+    made = type("Task", (), {"target": target, "sources": [commuters("north", seed=2)]})
+    shown = []
+
+    def compare(target, sources, *args, **settings):
+        shown.extend([target, *sources])
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(evidence, "cities", lambda task, root: made)
+    monkeypatch.setattr(evidence, "compare", compare)
+    evidence.carry_out(evidence.Run("taxi-dc", 1, 2, 0, "tsjt", evidence.UNTIL_NOW), None, {"steps": 1})
+    assert shown[0].start == target.start + 48 * target.interval
+    assert shown[1].start == target.start
+    assert shown[1].num_steps == 3 * 24  # to the end of the one visible day
