@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -17,15 +17,22 @@ PLAIN = "plain network"
 TORCHJD = ("PCGrad", "GradVac", "CAGrad", "UPGrad", "IMTL-G")
 RIVALS = {
     PLAIN: ("target_only, plain network", "target_only_2x, plain network"),
-    "no profile": ("target_only_2x, without profile",),
-    "pooled": ("pooled", "pooled .3:1", "pooled .1:1", "pooled, averaged", "by size 2x"),
-    "source alone": ("source_only",),
+    "pooled": ("pooled", "pooled .3:1", "pooled .1:1"),
     "fine-tuning": ("finetune", "finetune 2x", "finetune 2x, lr .3", "finetune 2x, lr .1", "finetune 2x, head"),
     "torchjd": TORCHJD,
-    "others": ("reptile 2x", "domain-adversarial"),
     "the paper's rule": ("tsjt_paper", "tsjt_paper with prompts"),
 }
 """What the default is held against; of each, the variant that the validation days like best."""
+
+FURTHER = {
+    "alone, no profile": ("target_only_2x, without profile",),
+    "sources alone": ("source_only",),
+    "by size": ("by size 2x",),
+    "Reptile": ("reptile 2x",),
+    "domain-adversarial": ("domain-adversarial",),
+    "pooled, averaged": ("pooled, averaged",),
+}
+"""Others, among them plain joint training with the running average of the default."""
 
 
 class Change(NamedTuple):
@@ -130,7 +137,12 @@ class Evidence:
         """Training on the target alone: with equal steps or equal compute, as validation prefers."""
         return self.chosen(setting, ALONE) or ALONE[0]
 
-    def best_rival(self, setting: tuple[str, int], columns: Sequence[str] = ("mae",)) -> tuple[str, str] | None:
+    def best_rival(
+        self,
+        setting: tuple[str, int],
+        columns: Sequence[str] = ("mae",),
+        kinds: Mapping[str, Sequence[str]] = RIVALS,
+    ) -> tuple[str, str] | None:
         """Of each kind the variant that validation prefers, and of these the one with the smallest test error.
 
         The last choice is made in hindsight, which nobody has who has to choose.
@@ -138,11 +150,12 @@ class Evidence:
         Args:
             setting: Task and visible days.
             columns: Which errors a rival may be judged by: with ``"last"``, also those of its last parameters.
+            kinds: Who is a rival.
 
         Returns:
             Its name, and the column.
         """
-        chosen = [rival for names in RIVALS.values() if (rival := self.chosen(setting, names)) is not None]
+        chosen = [rival for names in kinds.values() if (rival := self.chosen(setting, names)) is not None]
         errors = {(rival, column): self.runs(setting, rival)[column] for rival in chosen for column in columns}
         common = sorted(set.intersection(*(set(values.index) for values in errors.values()))) if errors else []
         return min(errors, key=lambda rival: float(errors[rival][common].mean())) if common else None

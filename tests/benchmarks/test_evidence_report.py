@@ -145,7 +145,7 @@ def test_of_each_kind_validation_chooses_and_the_best_of_them_is_found_in_hindsi
     other = [record("tsjt_paper", seed, 0.8 * 2**seed, validation=0.1) for seed in range(3)]
     more = report.Evidence([*records_of(), *kind, *other])
     assert more.best_rival(SETTING) == ("UPGrad", "mae")
-    assert "+14.3 [-21.2, +49.8] (UPGrad) | +14.3 [-21.2, +49.8] (UPGrad) |" in report.rival_table(more)
+    assert "| +14.3 [-21.2, +49.8] (UPGrad) | +14.3 [-21.2, +49.8] (UPGrad) |" in report.rival_table(more)
     assert "mean at most -3 %, significant in 5 of 8 | +14.3 %, significant in 0 of 1 |" in report.bars(more, [])
     assert report.Evidence([record("tsjt", 0, 1.0)]).best_rival(SETTING) is None
 
@@ -155,10 +155,23 @@ def test_a_rival_may_keep_its_last_parameters(found):
     more = report.Evidence([*records_of(), *rival])
     assert more.best_rival(SETTING) == ("pooled", "mae")
     assert more.best_rival(SETTING, ("mae", "last")) == ("GradVac", "last")
-    assert report.rival_table(more).endswith("(pooled) | +60.0 [+10.3, +109.7] (GradVac, last parameters) |")
+    assert "(pooled) | +60.0 [+10.3, +109.7] (GradVac, last parameters) |" in report.rival_table(more)
     text = report.bars(more, [])
-    assert "which may also keep its last parameters: mean at most -3 %, significant in 5 of 8 | +60.0 %, signif" in text
+    assert (
+        "| against the best of five kinds of rivals, also by its last parameters, in hindsight: mean at most -3 %, "
+        in text
+    )
+    assert "significant in 5 of 8 | +60.0 %, significant in 0 of 1 |" in text
     assert "| GradVac | -47.4 |" in report.checkpoint_table(more)
+
+
+def test_others_are_told_apart_from_the_five_kinds(found):
+    averaged = [record("pooled, averaged", seed, 0.4 * 2**seed) for seed in range(3)]
+    more = report.Evidence([*records_of(), *averaged])
+    assert more.best_rival(SETTING) == ("pooled", "mae")
+    assert more.best_rival(SETTING, kinds={**report.RIVALS, **report.FURTHER}) == ("pooled, averaged", "mae")
+    assert report.further_table(more).endswith("| +100.0 [+37.9, +162.1] |")
+    assert report.rival_table(more).endswith("| +100.0 [+37.9, +162.1] (pooled, averaged) |")
 
 
 def test_all_strategies_by_setting_and_in_the_mean(found):
@@ -192,9 +205,9 @@ def test_sources_that_end_with_the_visible_days_are_no_poison(found):
 
 
 def test_every_planned_strategy_is_a_rival_the_reference_or_a_part_of_the_default():
-    from evidence_changes import ALONE, DEFAULT, RIVALS
+    from evidence_changes import ALONE, DEFAULT, FURTHER, RIVALS
 
-    rivals = {name for names in RIVALS.values() for name in names}
+    rivals = {name for names in (*RIVALS.values(), *FURTHER.values()) for name in names}
     planned = {run.strategy for run in harness.plan(quick=False)} - {"naive", DEFAULT, *ALONE}
     assert rivals <= planned
     assert all(name.startswith((f"{DEFAULT} with ", f"{DEFAULT} without ")) for name in planned - rivals)
