@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPORAL := torch-geometric-temporal==0.56.2
 
-.PHONY: setup demo test lint evidence evidence-quick clean
+.PHONY: setup demo test test-slow lint evidence evidence-quick clean
 
 setup: $(VENV)/.installed
 
@@ -17,8 +17,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tsjt demo $(DEMO_FLAGS)
 
+# The tests that take longer than ten seconds each have tiny cases here, and are run by test-slow.
 test: setup
-	$(BIN)/pytest -n auto --dist worksteal $(PYTEST_FLAGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: setup
+	$(BIN)/pytest -n auto --dist worksteal -m slow $(PYTEST_FLAGS)
 
 lint: setup
 	$(BIN)/ruff check .
