@@ -315,6 +315,19 @@ def test_the_visible_days_are_kept_for_models_that_take_a_profile(target, good):
     assert without.support is None
 
 
+def test_a_source_as_short_as_the_target_is_left_out(target, good):
+    visible = target.few_shot(3).visible
+    short, long = (replace(good.between(0, 24 * days + 8), name=f"{days} days") for days in (4, 5))
+    verdicts = judge(visible, [short, long])
+    assert [(verdict.name, verdict.windows, verdict.weight) for verdict in verdicts] == [
+        ("4 days", 96, 0.0),
+        ("5 days", 120, 1.0),
+    ]
+    assert verdicts[0].error < 1
+    assert str(verdicts[0]).endswith(", 96 windows of at least 100)")
+    assert "windows" not in str(verdicts[1])
+
+
 def test_a_verdict_can_be_written_down():
     verdict = SourceVerdict("north", 0.5, 1.0, 1.0)
     assert SourceVerdict(**verdict.as_dict()) == verdict

@@ -44,6 +44,11 @@ ODD = 0.2
 """Share of a source's days, or of its variance, that may be odd: a snowstorm is a few days, a broken feed is more."""
 
 
+LEAST_WINDOWS = 100
+"""Windows that a source has to have. A training sees fewer of them so often that it learns them by heart, and the
+running average of its parameters, which no held-out day chooses, keeps that."""
+
+
 @dataclass(frozen=True)
 class SourceVerdict:
     """What the guard found of a source city.
@@ -57,6 +62,7 @@ class SourceVerdict:
         weight: Its share of the sources' turns; 0: it was left out.
         odd: Share of its days, or of its variance, that lies in days unlike the others
             (:func:`~tsjt_pyg.training.odd_days.odd_share`). It may be :data:`ODD` at most.
+        windows: How many it has: at least :data:`LEAST_WINDOWS`.
     """
 
     name: str
@@ -64,6 +70,7 @@ class SourceVerdict:
     persistence: float
     weight: float
     odd: float = 0.0
+    windows: int = LEAST_WINDOWS
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it: None for an error that is no finite number."""
@@ -74,7 +81,8 @@ class SourceVerdict:
         what = f"contributes, weight {self.weight:.2g}" if self.weight > 0 else "was left out"
         found = f"zero-shot error {self.error:.2f}, persistence {self.persistence:.2f}"
         odd = f", odd days {self.odd:.0%}" if self.odd else ""
-        return f"{self.name} {what} ({found}{odd})"
+        few = f", {self.windows} windows of at least {LEAST_WINDOWS}" if self.windows < LEAST_WINDOWS else ""
+        return f"{self.name} {what} ({found}{odd}{few})"
 
 
 def guard_steps(steps: int, num_sources: int) -> int:
@@ -120,7 +128,7 @@ def judge_sources(
 
     Both look at a source as a whole. One that broke half-way, went silent at a value or changed its scale has days that
     are unlike its other days (:func:`~tsjt_pyg.training.odd_days.odd_share`): at most :data:`ODD` of them may be, and
-    as much of its variance may lie in them.
+    as much of its variance may lie in them. And a source has to have :data:`LEAST_WINDOWS` windows.
 
     Errors are in standard deviations of each channel, as in training. Sources that are taken take their turns equally
     often.
@@ -177,11 +185,15 @@ def judge_sources(
         errors.append(error / bar if bar else math.inf)  # nothing is better than a naive forecast without error
     margin = MARGIN if visible.num_steps >= 2 * visible.steps_per_day else MARGIN_OF_ONE_DAY
     odds = [odd_share(source) for source in sources]
-    found = list(zip(errors, persistences, odds, strict=True))
-    taken = [error < 1 + margin and r >= PERSISTENCE and odd <= ODD for error, r, odd in found]
+    numbers = [len(source.windows(*size)) for source in sources]
+    found = list(zip(errors, persistences, odds, numbers, strict=True))
+    taken = [
+        error < 1 + margin and r >= PERSISTENCE and odd <= ODD and number >= LEAST_WINDOWS
+        for error, r, odd, number in found
+    ]
     return [
-        SourceVerdict(source.name, error, r, ok / max(1, sum(taken)), odd)
-        for source, (error, r, odd), ok in zip(sources, found, taken, strict=True)
+        SourceVerdict(source.name, error, r, ok / max(1, sum(taken)), odd, number)
+        for source, (error, r, odd, number), ok in zip(sources, found, taken, strict=True)
     ]
 
 
