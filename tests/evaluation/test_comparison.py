@@ -43,11 +43,11 @@ def test_the_table_holds_all_naive_forecasts_and_strategies(comparison):
     assert comparison.names == expected
     frame = comparison.to_frame()
     assert frame["name"].tolist() == expected
-    assert frame["runs"].tolist() == [1] * 3 + [2] * 7
+    assert frame["runs"].tolist() == [1] * 4 + [2] * 7
     for minutes in (60, 120, 240):
         for metric in ("mae", "rmse", "mape"):
             assert frame[f"{metric}_{minutes}min"].gt(0).all()
-    assert frame.loc[3:, "mae_std"].gt(0).all()
+    assert frame.loc[4:, "mae_std"].gt(0).all()
 
 
 def test_the_guard_is_in_the_record_and_leaves_these_sources_in(comparison):

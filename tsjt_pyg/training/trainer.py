@@ -211,12 +211,11 @@ def fit(
     for argument, cities in (("target", [target]), ("sources", sources if strategy.uses_sources else [])):
         for city in cities:
             check_readings(city, argument)
-    steps, batch_size, seed, evaluations = map(int, (steps, batch_size, seed, evaluations))
-    lr, max_grad_norm, validation_days = map(
-        float, (lr, max_grad_norm, validation_days)
-    )  # numpy's are not loaded again
     history, horizon = window_size(model)
     training, validation = training_split(target, validation_days, history)
+    # Numbers of numpy, as sweeps have them, would be written to a checkpoint that is not loaded again.
+    steps, batch_size, seed, evaluations = map(int, (steps, batch_size, seed, evaluations))
+    lr, max_grad_norm, validation_days = map(float, (lr, max_grad_norm, validation_days))
     settings = {
         **(config or {}),
         "strategy": asdict(strategy),
