@@ -311,7 +311,7 @@ def main() -> None:
 
 Made by `python benchmarks/large_city.py --sizes {arguments.sizes} --turns {arguments.turns}` on {date.today()} with
 tsjt_pyg {tsjt_pyg.__version__}, {versions}, Python {platform.python_version()}, one thread of {os.cpu_count()} cores
-({platform.machine()}), which other programs used too: CPU seconds are the process's own.
+({platform.machine()}). CPU seconds are the process's own.
 
 A synthetic grid of roads with {DAYS} days of simulated readings every 5 minutes; GConvGRU, {HIDDEN} hidden channels,
 {BATCH_SIZE} windows of 12 + 12 steps a step, blocks of at most {NODES_PER_BATCH:,} nodes. An epoch: every node is
