@@ -11,7 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from tsjt_pyg.evaluation import plot_conflict
+from tsjt_pyg.evaluation import Comparison, Errors, plot_conflict
+from tsjt_pyg.evaluation.naive import NAIVE_FITS
+from tsjt_pyg.evaluation.plots import plot_comparison
+from tsjt_pyg.evaluation.table import RunRecord
 from tsjt_pyg.optim import SkewHistory, TargetSkewedOptimizer
 
 
@@ -67,3 +70,19 @@ def test_nothing_filtered_is_nothing_to_draw(frame: pd.DataFrame, tmp_path: Path
     with pytest.raises(ValueError, match=r"no step had both a source and a target gradient"):
         plot_conflict(frame, tmp_path / "conflict.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_naive_forecast_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = Errors([1.0, 2.0], [1.0, 2.0], [1.0, 2.0], 1.5, 1.5, 1.5)
+    records = [RunRecord(name, None, errors, 0.0) for name in NAIVE_FITS]
+    records += [RunRecord("target_only", 0, errors, 0.0)]
+    protocol = {
+        "target": "here", "sources": ["there"], "channels": ["speed"], "visible_days": 3, "test_days": 4.0,
+        "seeds": [0], "steps": 10, "strategies": [],
+    }  # fmt: skip
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kw: (figures.append(self), Path(path).write_bytes(b"")))
+    plot_comparison(Comparison(records, [5.0, 10.0], "mph", protocol, 1.0), tmp_path / "c.png")
+    lines = {line.get_label(): (line.get_linestyle(), line._dash_pattern) for line in figures[0].axes[0].get_lines()}
+    naive = [lines[name] for name in NAIVE_FITS]
+    assert len({str(style) for style in naive}) == len(NAIVE_FITS)

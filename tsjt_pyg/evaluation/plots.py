@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette (2008), without its yellow, which is hard to see on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
 _MARKERS = "osD^vP*"
+_DASHES = (":", "--", "-.", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1)))
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
@@ -47,7 +48,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     )
     margin = 0.08 * (near.max() - near.min()) or 1.0
     left.set_ylim(near.min() - margin, near.max() + margin)
-    for name, dash in zip(naive, (":", "--", "-."), strict=False):
+    for name, dash in zip(naive, cycle(_DASHES), strict=False):
         mae = comparison.runs(name)[0].errors.mae
         label = name if min(mae) < near.max() + margin else f"{name} (above the picture)"
         left.plot(minutes, mae, color="0.55", linestyle=dash, linewidth=1.5, label=label)
