@@ -25,7 +25,7 @@ from tsjt_pyg.evaluation import compare, sweep
 from tsjt_pyg.training import FitResult, ModelConfig, fit, forecast_windows
 from tsjt_pyg.training.guard import guard_steps
 
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+QUIET = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 
 
 def usual(name: str = "usual", days: int = 5, nodes: int = 3) -> City:

@@ -208,6 +208,9 @@ def test_cities_by_name_are_refused_with_the_way_out(target, north):
         ({"max_grad_norm": math.nan}, "max_grad_norm: expected a positive length, found nan"),
         ({"validation_days": None}, "validation_days: expected a number of days, found None"),
         ({"seed": -1}, "seed: expected at least 0, found -1"),
+        ({"base": "Adam"}, "base: expected a class of optimizers such as torch.optim.Adam, found 'Adam'"),
+        ({"base": torch.nn.Linear}, "base: expected a class of optimizers such as torch.optim.Adam, found <class"),
+        ({"base": torch.optim.LBFGS}, "base: LBFGS computes losses again within a step; expected a class such as"),
     ],
 )
 def test_settings_that_are_no_such_number_are_named(target, settings, message):

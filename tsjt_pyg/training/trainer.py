@@ -201,6 +201,7 @@ def fit(
     if not isinstance(lr, Real) or not 0 < lr <= LARGEST_LR:
         raise ValueError(f"lr: expected a positive learning rate, at most {LARGEST_LR:g}, found {lr!r}")
     check_number("max_grad_norm", max_grad_norm, "a positive length", above=0)
+    check_base(base)
     if batch_size < processes.size:
         raise ValueError(
             f"batch_size: expected at least one window for each of {processes.size} processes, found {batch_size}"
@@ -362,6 +363,14 @@ def check_blocks(model: torch.nn.Module, nodes_per_batch: int | None, num_hops: 
             "nodes_per_batch: the model has a city_embedding, one row for every node of a city, and cannot be shown "
             "a part of them; leave one of the two out"
         )
+
+
+def check_base(base: type[torch.optim.Optimizer]) -> None:
+    """Raises a ValueError if it is no class of optimizers that step along the gradients that are there."""
+    if not (isinstance(base, type) and issubclass(base, torch.optim.Optimizer)):
+        raise ValueError(f"base: expected a class of optimizers such as torch.optim.Adam, found {base!r}")
+    if issubclass(base, torch.optim.LBFGS):
+        raise ValueError("base: LBFGS computes losses again within a step; expected a class such as torch.optim.Adam")
 
 
 def check_cities(target: City, sources: Sequence[City]) -> None:
