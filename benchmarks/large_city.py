@@ -5,7 +5,7 @@ target alone. An epoch: every node is in the core of a block once, with 8 window
 own, which may take 8 GiB; for the growth of time, steps of all sizes take turns in one process. Then what the halo
 costs: a bundled city forecast and trained in blocks.
 
-    python benchmarks/large_city.py [--sizes 1000,10000,100000] [--turns 151] [--output benchmarks/results/large_city.md]
+    python benchmarks/large_city.py [--sizes 1000,10000,100000] [--turns 151] [--output FILE]
 """
 
 from __future__ import annotations
