@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
@@ -11,20 +10,8 @@ import time
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from tsjt_pyg.cli import app
 from tsjt_pyg.training import ModelConfig, fit, forecast_files
-
-
-@pytest.fixture
-def tsjt():
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-        assert result.exit_code == code, result.output
-        return re.sub(r"\s+", " ", result.output)
-
-    return run
 
 
 @pytest.fixture(scope="module")
