@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPORAL := torch-geometric-temporal==0.56.2
 
-.PHONY: setup demo test test-slow lint evidence evidence-quick clean
+.PHONY: setup demo test test-slow lint docs evidence evidence-quick clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site; the tutorials are run for it. Warnings are errors.
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -j 2 -b html docs docs/_build/html
+
 # Whether transfer helps, on real cities (TSJT_CITIES says where they lie): all of it takes hours and goes on where it
 # stopped; the quick one takes a minute or two.
 evidence: setup
@@ -38,4 +42,4 @@ evidence-quick: setup
 	$(BIN)/python benchmarks/evidence.py --quick $(EVIDENCE_FLAGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/_generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
