@@ -31,7 +31,7 @@ lint: setup
 
 # The site; the tutorials are run for it. Warnings are errors.
 docs: setup
-	$(BIN)/sphinx-build -W --keep-going -j 2 -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -j 2 -b html docs docs/_build/html
 
 # Whether transfer helps, on real cities (TSJT_CITIES says where they lie): all of it takes hours and goes on where it
 # stopped; the quick one takes a minute or two.
