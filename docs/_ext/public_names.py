@@ -1,0 +1,54 @@
+"""Which names are public, and one entry of the inventory for each place that an object is public at.
+
+``City`` can be had from ``tsjt_pyg`` and ``tsjt_pyg.data``: the API reference describes it once, and the other name leads
+there.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+#: In the order in which an object is looked for: it is described in the first of them that has it.
+MODULES = [
+    "tsjt_pyg",
+    *(f"tsjt_pyg.{room}" for room in ("data", "datasets", "nn", "optim.filters", "optim", "evaluation", "training")),
+]
+
+
+def public_names() -> Iterator[tuple[str, Any]]:
+    """Every public name, in full, and what it is."""
+    for name in MODULES:
+        module = import_module(name)
+        for public in module.__all__:
+            yield f"{name}.{public}", getattr(module, public)
+
+
+def home_of() -> dict[str, str]:
+    """The name that an object is described by, for each of its public names."""
+    homes: dict[int, str] = {}
+    return {name: homes.setdefault(id(found), name) for name, found in public_names()}
+
+
+def defined_in(file: str) -> str:
+    """The first public object that a module of the repository defines."""
+    module = file.removesuffix(".py").replace("/", ".")
+    found = [name for name, obj in public_names() if getattr(obj, "__module__", "") == module]
+    if not found:
+        raise ValueError(f"{file} defines nothing public that a link could lead to")
+    return found[0]
+
+
+def add_aliases(app: Sphinx, env: BuildEnvironment) -> None:
+    domain = env.domains.python_domain
+    for name, home in home_of().items():
+        if name != home and home in domain.objects:
+            entry = domain.objects[home]
+            domain.objects[name] = entry._replace(aliased=True)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("env-updated", add_aliases)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
