@@ -46,7 +46,7 @@ def page_of(file: str) -> str | None:
         "docs/tutorials": "_generated/tutorials/index",
         "docs/how_it_works": "_generated/how_it_works/index",
     }
-    return known.get(file)
+    return known.get(file) or (f"{name}" if folder == "docs" and path.suffix == ".md" else None)
 
 
 def file_of(page: str) -> str:
@@ -68,11 +68,12 @@ def lead(page: str, text: str) -> str:
         if file.startswith("tsjt_pyg/") and file.endswith(".py"):
             return f"{{py:obj}}`{label.strip('`')} <{defined_in(file)}>`"
         there = page_of(file)
-        if there is None:
-            if not file.startswith("docs/"):
-                raise ExtensionError(f"{page}: {link} leads to {file}, of which the site has no page (docs/_ext/elsewhere.py)")
-            return match[0]
-        return f"[{label}](/{there}.md{heading})"
+        if there is not None:
+            kind = "rst" if there.startswith(("_generated/tutorials/", "_generated/how_it_works/")) else "md"
+            return f"[{label}](/{there}.{kind}{heading})"
+        if (ROOT / file).exists() and not file.startswith("docs/"):
+            raise ExtensionError(f"{page}: the site has no page of {file}, where a link leads (docs/_ext/elsewhere.py)")
+        return match[0]  # a picture, or nothing: then Sphinx says so
 
     pieces = FENCE.split(text)
     for i in range(0, len(pieces), 3):  # text, fence, its ticks, text, …

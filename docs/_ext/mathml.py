@@ -8,10 +8,15 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 
 
+BLANK_LINE = re.compile(r"\n\s*\n")
+
+
 def mathml(formula: str, as_block: bool) -> str:
-    """Docutils knows ``\\Bigl(``, but not ``\\Big(``; a formula of several lines is aligned at its ``&``."""
-    formula = re.sub(r"\\([Bb])ig(?=\()", r"\\\1igl", formula)
-    formula = re.sub(r"\\([Bb])ig(?=\))", r"\\\1igr", formula)
+    """Docutils knows ``\\Bigl(``, but not ``\\Big(``, and aligns at ``&`` where it is told to."""
+    formula = re.sub(r"\\([Bb])ig(?= ?\()", r"\\\1igl", formula)
+    formula = re.sub(r"\\([Bb])ig(?= ?\))", r"\\\1igr", formula)
+    if "&" in formula:
+        formula = rf"\begin{{aligned}}{BLANK_LINE.sub(r' \\\\ ', formula.strip())}\end{{aligned}}"
     return str(tex2mathml(formula, as_block=as_block))
 
 
