@@ -16,7 +16,8 @@ def mathml(formula: str, as_block: bool) -> str:
     formula = re.sub(r"\\([Bb])ig(?= ?\()", r"\\\1igl", formula)
     formula = re.sub(r"\\([Bb])ig(?= ?\))", r"\\\1igr", formula)
     if "&" in formula:
-        formula = rf"\begin{{aligned}}{BLANK_LINE.sub(r' \\\\ ', formula.strip())}\end{{aligned}}"
+        lines = BLANK_LINE.sub(r" \\\\ ", formula.strip())
+        formula = rf"\begin{{aligned}}{lines}\end{{aligned}}"
     return str(tex2mathml(formula, as_block=as_block))
 
 
