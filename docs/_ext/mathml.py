@@ -6,6 +6,9 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 
 BLANK_LINE = re.compile(r"\n\s*\n")
@@ -21,14 +24,21 @@ def mathml(formula: str, as_block: bool) -> str:
     return str(tex2mathml(formula, as_block=as_block))
 
 
+def draw(self: Any, node: nodes.math | nodes.math_block, as_block: bool) -> None:
+    try:
+        self.body.append(mathml(node.astext(), as_block))
+    except (AttributeError, SyntaxError, ValueError) as error:
+        logger.warning("no formula that docutils can draw: %s (%s)", node.astext(), error, location=node)
+
+
 def visit_math(self: Any, node: nodes.math) -> None:
-    self.body.append(mathml(node.astext(), as_block=False))
+    draw(self, node, as_block=False)
     raise nodes.SkipNode
 
 
 def visit_displaymath(self: Any, node: nodes.math_block) -> None:
     self.body.append(self.starttag(node, "div", CLASS="math"))
-    self.body.append(mathml(node.astext(), as_block=True))
+    draw(self, node, as_block=True)
     self.body.append("</div>\n")
     raise nodes.SkipNode
 

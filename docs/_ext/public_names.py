@@ -11,10 +11,9 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-#: In the order in which an object is looked for: it is described in the first of them that has it.
 MODULES = [
     "tsjt_pyg",
-    *(f"tsjt_pyg.{room}" for room in ("data", "datasets", "nn", "optim.filters", "optim", "evaluation", "training")),
+    *(f"tsjt_pyg.{room}" for room in ("data", "datasets", "nn", "optim", "optim.filters", "training", "evaluation")),
 ]
 
 
@@ -24,12 +23,6 @@ def public_names() -> Iterator[tuple[str, Any]]:
         module = import_module(name)
         for public in module.__all__:
             yield f"{name}.{public}", getattr(module, public)
-
-
-def home_of() -> dict[str, str]:
-    """The name that an object is described by, for each of its public names."""
-    homes: dict[int, str] = {}
-    return {name: homes.setdefault(id(found), name) for name, found in public_names()}
 
 
 def defined_in(file: str) -> str:
@@ -42,11 +35,11 @@ def defined_in(file: str) -> str:
 
 
 def add_aliases(app: Sphinx, env: BuildEnvironment) -> None:
-    domain = env.domains.python_domain
-    for name, home in home_of().items():
-        if name != home and home in domain.objects:
-            entry = domain.objects[home]
-            domain.objects[name] = entry._replace(aliased=True)
+    described = env.domains.python_domain.objects
+    entries = {id(found): described[name] for name, found in public_names() if name in described}
+    for name, found in public_names():
+        if name not in described and id(found) in entries:
+            described[name] = entries[id(found)]._replace(aliased=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -66,7 +66,7 @@ class TargetSkewedOptimizer(Optimizer):
     ================= ================================================================= ================================
     ``"project"``     the rule above, one-sided: the component along :math:`n` goes     the paper; A-GEM, 1812.00420
     ``"gate"``        :math:`g_s` is dropped under conflict                             Du et al., 1812.02224
-    ``"cosine_gate"`` :math:`g_s` is scaled by :math:`\\max(0, \\cos)`                  Du et al., 1812.02224
+    ``"cosine_gate"`` :math:`g_s` is scaled by :math:`\max(0, \cos)`                    Du et al., 1812.02224
     ``"sign"``        elements of :math:`g_s` whose sign differs from the normal's go   Mansilla et al., 2108.01621
     ``"vaccine"``     the cosine is lifted to its running average                       GradVac, 2010.05874
     a function        weights of (sources in order of their blocks, target) from        torchjd's weightings and
