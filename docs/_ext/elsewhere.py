@@ -135,6 +135,10 @@ def make_pages(app: Sphinx) -> None:
     made = Path(app.srcdir) / "_generated"
     for name, text in made_pages():
         write(made / f"{name}.md", text)
+    listed = "".join(file.read_text(encoding="utf-8") for file in (Path(app.srcdir) / "api").glob("*.rst"))
+    for stub in (made / "api").glob("*.rst"):
+        if f"~{stub.stem}\n" not in listed:
+            stub.unlink()  # of a name that is gone
     for picture in (ROOT / "benchmarks/results").glob("*/comparison.png"):
         shutil.copy2(picture, made / "results" / f"{picture.parent.name}.png")
 
