@@ -90,10 +90,10 @@ plt.show()
 # A source plays the few-shot city
 # --------------------------------
 #
-# The source has two weeks, the target three days. Would a model see the source's profile of two weeks in training, it
-# would learn to believe it more than a profile of three days deserves. So each window of a source gets 1 to 3 of its
-# other days, drawn anew (``most=3``). Left: forty such profiles of one node beside the one of all other days. Right: how
-# far, over all nodes and times of day, a profile of so many days is from what is read on another day.
+# The source has two weeks, the target three days. Were a model to see the source's profile of two weeks in training,
+# it would learn to believe it more than a profile of three days deserves. So each window of a source gets 1 to 3 of
+# its other days, drawn anew (``most=3``). Left: forty such profiles of one node beside the one of all other days.
+# Right: how far, over all nodes and times of day, a profile of so many days is from what is read on another day.
 
 node = 60
 rich_windows = rich.windows(history=12, horizon=276)  # a window a day, to look at a whole one
