@@ -46,7 +46,11 @@ from tsjt_pyg.evaluation import Comparison
 from tsjt_pyg.optim import TargetSkewedOptimizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in sorted(ROOT.glob("docs/**/*.md"))}
+PAGES = {
+    p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8")
+    for p in sorted(ROOT.glob("docs/**/*.md"))
+    if "_generated" not in p.parts  # copies that a build of the site leaves
+}
 OPTIMIZER = PAGES["docs/optimizer.md"]
 BENCHMARKS = ROOT / "benchmarks"
 
