@@ -256,7 +256,7 @@ print(pd.Series(found, name="MAE (km/h)").round(2).to_string())
 # The picture
 # -----------
 #
-# :func:`~tsjt_pyg.evaluation.plot_city` draws a city on its roads, here at five in the afternoon of the first day. Beside
+# :func:`~tsjt_pyg.evaluation.plot_city` draws a city on its roads, here at five in the afternoon of the first day. Below
 # it, a Monday of the test period at the sensor whose speed varies most, with what had been forecast an hour before.
 
 import matplotlib.dates as mdates
@@ -266,7 +266,8 @@ from tsjt_pyg.evaluation import plot_city
 
 picture = plot_city(visible, here / "map.png", step="2024-03-04 17:00", roads=roads, title="Speeds on Monday, 17:00")
 
-node = int(visible.readings[..., 0].std(dim=0).argmax())
+observed = pd.DataFrame(visible.readings[..., 0].numpy()).where(visible.mask[..., 0].numpy())
+node = int(observed.std().idxmax())
 start = int((pd.Timestamp("2024-03-11 05:00") - test.start) / test.interval)
 shown = slice(start, start + 17 * 4)
 # The last step of each forecast, which is for ``history + horizon - 1`` steps after the window's first.
@@ -274,16 +275,16 @@ ahead = torch.cat([forecast[:, -1, node, 0] for _, forecast in forecasts(helped)
 ahead = ahead[shown.start - history - horizon + 1 : shown.stop - history - horizon + 1]
 read = test.readings[:, node, 0].where(test.mask[:, node, 0], torch.nan)[shown]
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=[1.25, 1], layout="constrained")
-left.imshow(plt.imread(picture))
-left.set_axis_off()
-right.plot(test.time[shown], read, color="black", linewidth=1, label="read")
-right.plot(test.time[shown], ahead, color="#0072B2", marker="o", markersize=3, label="tsjt, an hour before")
-right.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
-right.set(xlabel="time of day on 11 March", ylabel="speed (km/h)")
-right.set_title(f"Sensor {visible.node_ids[node]}", loc="left", fontsize=11)
-right.grid(alpha=0.3)
-right.legend(fontsize=9)
+figure, (above, below) = plt.subplots(2, 1, figsize=(9, 10), height_ratios=[2, 1], layout="constrained")
+above.imshow(plt.imread(picture))
+above.set_axis_off()
+below.plot(test.time[shown], read, color="black", linewidth=1, label="read")
+below.plot(test.time[shown], ahead, color="#0072B2", marker="o", markersize=3, label="tsjt, an hour before")
+below.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
+below.set(xlabel="time of day on 11 March", ylabel="speed (km/h)")
+below.set_title(f"Sensor {visible.node_ids[node]}", loc="left", fontsize=11)
+below.grid(alpha=0.3)
+below.legend(fontsize=9)
 plt.show()
 
 folder.cleanup()
