@@ -14,7 +14,7 @@ import numpy as np
 WIDTH = 220
 """Of the drawing of a road network, in pixels."""
 
-MOST_STROKES = 3000
+MOST_STROKES = 2000
 """Roads drawn at most; of a network with more, nodes are drawn, evenly picked ones if they are too many."""
 
 
@@ -39,7 +39,7 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]], caption: o
 
     def row(cells: Sequence[object], tag: str) -> str:
         first, *others = (text(cell) for cell in cells)
-        side = ' style="text-align:right"'
+        side = ' style="text-align:right;white-space:nowrap"'
         kind = "col" if tag == "th" else "row"
         left = f'<th scope="{kind}" style="text-align:left">{first}</th>'
         return f"<tr>{left}{''.join(f'<{tag}{side}>{cell}</{tag}>' for cell in others)}</tr>"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from tqdm.auto import tqdm
 
 
 @contextmanager
@@ -31,9 +32,6 @@ def progress_bar(
         ...         progress(done + 1, 3)
     """
     notebook = _in_notebook()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="IProgress not found")  # without ipywidgets the bar is text
-        from tqdm.auto import tqdm
     bar: Any = tqdm(
         desc=description or None,
         total=None,
