@@ -1,7 +1,7 @@
 """``make package``: the sdist and the wheel, used as by somebody who has no clone.
 
-Builds both (the wheel from the sdist), holds their files against those that git tracks, installs the wheel into an empty
-environment outside the clone, and does there what the README promises.
+Builds both (the wheel from the sdist), holds their files against those that git tracks, installs the wheel into an
+empty environment outside the clone, and does there what the README promises.
 """
 
 import os
@@ -27,7 +27,7 @@ REPORT = 8 * 2**20
 def run(*command: str | Path, folder: Path, fails: bool = False) -> str:
     """What a command prints; without what this environment would lend it."""
     lent = ("PYTHONPATH", "PYTHONHOME", "TSJT_CITIES", "VIRTUAL_ENV")
-    known = {name: value for name, value in os.environ.items() if name not in lent}
+    known = {name: value for name, value in os.environ.items() if name not in lent} | {"COLUMNS": "200"}
     started = time.perf_counter()
     ran = subprocess.run(
         [str(part) for part in command],
@@ -71,8 +71,8 @@ def check_files(sdist: Path, wheel: Path) -> None:
 def same(path: Path, found: set[str], expected: set[str]) -> None:
     """Says what is missing and what is there for no reason."""
     assert found == expected, (
-        f"{path.name}: missing {sorted(expected - found)}, too much {sorted(found - expected)} (pyproject.toml lists the "
-        "packages and their data, git the files)"
+        f"{path.name}: missing {sorted(expected - found)}, too much {sorted(found - expected)}; pyproject.toml lists "
+        "packages and their data, git the files that there are"
     )
 
 
