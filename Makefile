@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEMPORAL := torch-geometric-temporal==0.56.2
 
-.PHONY: setup demo test test-slow lint docs evidence evidence-quick clean
+.PHONY: setup demo test test-slow lint package lowest docs evidence evidence-quick clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --config-file= --follow-imports=silent tests/packaging/user_script.py
+	$(BIN)/codespell
+
+# The sdist and the wheel, built and used in an empty environment outside of this folder.
+package: setup
+	$(BIN)/python tests/packaging/check_package.py
+
+# A part of the tests with the lowest versions that pyproject.toml allows: downloads 3 GB, since torch brings CUDA along
+# there; LOWEST_FLAGS="--torch 2.13.0" spares that.
+lowest: setup
+	$(BIN)/python tests/packaging/check_lowest.py $(LOWEST_FLAGS)
 
 # The site; the tutorials are run for it. Warnings are errors.
 docs: setup

@@ -21,7 +21,11 @@ from typing import Any
 import numpy as np
 from demo_networks import CITY_PLANS, CityPlan, Floats, Ints, Network
 from numpy.typing import NDArray
-from uxsim import World
+
+try:
+    from uxsim import World
+except ImportError as error:
+    raise SystemExit(f"uxsim is not installed here ({error}); pip install 'tsjt-pyg[simulate]'") from error
 
 INTERVAL_MINUTES = 5
 STEPS_PER_DAY = 24 * 60 // INTERVAL_MINUTES

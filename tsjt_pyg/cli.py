@@ -10,12 +10,11 @@ from typing import Annotated, Any
 import joblib
 import torch
 import typer
-from rich.logging import RichHandler
 from rich.table import Table
 
 from . import __version__, environment
 from .cli_cities import Root, cities
-from .console import EXPECTED, bar, clear_errors, errors, out, plain
+from .console import EXPECTED, LogHandler, clear_errors, errors, out, plain
 from .data.atomic import atomic_path
 from .datasets import Task, load_task
 from .evaluation import compare as compare_strategies
@@ -24,7 +23,7 @@ from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
 from .evaluation.naive import fit_last_value
 from .evaluation.sweep import dask_cluster
 from .evaluation.unseen import check_test_period
-from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit
+from .training import CELLS, STRATEGIES, ModelConfig, SavedModel, fit, progress_bar
 from .training.checkpoint import METRICS, save_json
 from .training.distributed import PARALLEL, PRECISIONS, launched_rank, launched_size, processes_for
 from .training.forecast_files import changed_files, forecast_file
@@ -74,7 +73,7 @@ def main(
         # What all processes of a training find, one of them says.
         level=logging.ERROR if launched_rank() else logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+        handlers=[LogHandler()],
     )
     if version:
         out.print(__version__)
@@ -164,7 +163,7 @@ def train(
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         model = config.build().to(where)
-        with bar(f"{strategy} on {target}") as progress:
+        with progress_bar(f"{strategy} on {target}", hidden=processes.rank > 0) as progress:
             result = fit(
                 model,
                 visible,
@@ -254,7 +253,7 @@ def compare(
         task = _load_task(target, sources, root, channel, _names(strategies) or [])
         kind = _device(device).type if dask is None else device
         output = output or Path("runs") / f"compare-{target.replace('/', '-')}"
-        with nullcontext() if dask is None else dask_cluster(dask), bar(f"comparing on {target}") as progress:
+        with nullcontext() if dask is None else dask_cluster(dask), progress_bar(f"comparing on {target}") as progress:
             result = compare_strategies(
                 task.target,
                 task.sources,

@@ -1,15 +1,17 @@
-"""What the commands print with: two consoles, errors in one line, a bar."""
+"""What the commands print with: two consoles, errors in one line, a log above the bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import typer
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.logging import RichHandler
+from tqdm import tqdm
 
 from .stop_signals import StopSignals
 from .training.distributed import launched_rank
@@ -37,16 +39,18 @@ def clear_errors() -> Iterator[StopSignals]:
         raise typer.Exit(stop.exit_status) from None
 
 
+class LogHandler(RichHandler):
+    """Lines of the log on the error stream, above a progress bar that is there."""
+
+    def __init__(self) -> None:
+        super().__init__(console=errors, show_time=False, show_path=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes the bar away for the line."""
+        with tqdm.external_write_mode(file=errors.file):
+            super().emit(record)
+
+
 def plain(text: str) -> str:
     """Text whose brackets are not markup."""
     return text.replace("[", r"\[")
-
-
-@contextmanager
-def bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal's error stream; silent where there is none."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = launched_rank() > 0 or not errors.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=hidden) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -17,7 +17,7 @@ import pytest
 from file_server import CHUNK, CONTENT, SHA256, Server, serving
 
 from tsjt_pyg.datasets import download as module
-from tsjt_pyg.datasets.download import download, terminal_bar
+from tsjt_pyg.datasets.download import download
 
 WRONG = hashlib.sha256(b"another file").hexdigest()
 
@@ -292,25 +292,3 @@ def test_malformed_arguments(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
         download(**{**good, "path": tmp_path / good["path"]})
     assert names(tmp_path) == []
-
-
-def test_the_bar_is_silent_where_there_is_no_terminal(capfd):
-    with terminal_bar("speed.csv") as show:
-        show(10, 100)
-        show(100, 100)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_bar_on_a_terminal(monkeypatch):
-    shown = io.StringIO()
-    monkeypatch.setattr(module, "Console", lambda stderr: _console(file=shown, force_terminal=True, width=120))
-    with terminal_bar("speed.csv") as show:
-        show(50, 100)
-    assert "speed.csv" in shown.getvalue()
-    assert "50/100" in shown.getvalue()
-
-
-def _console(**arguments: Any) -> Any:
-    from rich.console import Console
-
-    return Console(**arguments)

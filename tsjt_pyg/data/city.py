@@ -365,6 +365,11 @@ class City:
             f"{self.missing:.1%} missing)"
         )
 
+    def _repr_html_(self) -> str:
+        from .city_html import city_html
+
+        return city_html(self)
+
     def describe(self) -> Description:
         """What is there: a table by channel and by node, what is missing and doubtful, and a picture (``.plot()``)."""
         from .describe import describe

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from ..notebook import lines, stacked, table
 from .missing import MissingPattern, counted, missing_pattern
 from .repair import DEFAULT_STUCK, Faults, find_faults, without_limits
 
@@ -54,7 +54,7 @@ class Description:
         days = city.num_steps / city.steps_per_day
         loose = [f"{self.components} parts"] if self.components > 1 else ["connected"]
         loose += [f"{counted(self.isolated, 'node')} isolated"] if self.isolated else []
-        lines = [
+        said = [
             f"{city.name}: {city.num_steps:,} steps x {city.num_nodes:,} nodes x "
             f"{counted(city.num_channels, 'channel')}",
             f"time: {city.start:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}, every "
@@ -70,10 +70,10 @@ class Description:
         ]
         if self.table["dead_nodes"].any():
             doubts.insert(0, f"dead nodes in {counted((self.table['dead_nodes'] > 0).sum(), 'channel')}")
-        lines.append(f"doubtful readings: {', '.join(doubts) or 'none'}")
+        said.append(f"doubtful readings: {', '.join(doubts) or 'none'}")
         if self.without_limits:
-            lines.append(f"limits are not known of: {', '.join(self.without_limits)}")
-        return lines
+            said.append(f"limits are not known of: {', '.join(self.without_limits)}")
+        return said
 
     def _shown(self) -> pd.DataFrame:
         """The table turned, a column a channel, as text that can be read."""
@@ -88,7 +88,9 @@ class Description:
         return f"Description of {self.city!r}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{'<br>'.join(escape(line) for line in self.facts())}</p>{self._shown().to_html()}"
+        shown = self._shown()
+        rows = ([name, *values] for name, values in zip(shown.index, shown.to_numpy(), strict=True))
+        return stacked(lines(self.facts()), table(["", *shown.columns], rows))
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """One picture: what is missing over time and nodes, the spread and the typical day of each channel, a map.

@@ -77,8 +77,12 @@ def write_mapped_city(
         FileExistsError: If the folder holds anything but a mapped city.
 
     Example:
-        >>> months = (pandas.read_parquet(path) for path in sorted(folder.glob("*.parquet")))
-        >>> city = write_mapped_city("cities/state", months, edge_index, edge_weight, channels="flow")
+        >>> from tsjt_pyg.datasets import load_city
+        >>> city = load_city("demo/riverton")
+        >>> weeks = [city.between(0, 2016), city.between(2016, 4032)]  # as one would read them, one after the other
+        >>> blocks = ((week.readings, week.mask) for week in weeks)
+        >>> write_mapped_city("riverton", blocks, city.edge_index, city.edge_weight, name="riverton").num_steps
+        4032
     """
     from .city import City
 

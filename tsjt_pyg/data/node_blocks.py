@@ -70,8 +70,11 @@ class NodeBlocks:
         ValueError: If ``block_size`` is below 1 or ``num_hops`` below 0.
 
     Example:
-        >>> for block in NodeBlocks(city, block_size=1000, num_hops=2):
-        ...     for batch in windows.batches(64, block=block): batch.x, batch.y_mask
+        >>> from tsjt_pyg.datasets import load_city
+        >>> city = load_city("demo/riverton")
+        >>> for block in NodeBlocks(city, block_size=40, num_hops=2):
+        ...     for batch in city.windows(12, 12).batches(64, block=block):
+        ...         x, y_mask = batch.x, batch.y_mask
     """
 
     def __init__(self, city: City, block_size: int, num_hops: int = 1) -> None:

@@ -73,7 +73,11 @@ class CityPairLoader:
             or ``batch_size``, ``weights`` or ``prefetch`` make no sense.
 
     Example:
-        >>> for source, target, _ in itertools.islice(CityPairLoader(sources, target), 500): ...
+        >>> from itertools import islice
+        >>> from tsjt_pyg.datasets import load_city
+        >>> target, *sources = (load_city(f"demo/{name}").windows(12, 12) for name in ("riverton", "gridport"))
+        >>> for source_batch, target_batch, _ in islice(CityPairLoader(sources, target, batch_size=8), 3):
+        ...     x, y = source_batch.x, target_batch.y
     """
 
     def __init__(

@@ -57,7 +57,8 @@ class SupportProfile:
         support: The support days: of a target city its visible days.
 
     Example:
-        >>> visible, test = city.few_shot(days=3)
+        >>> from tsjt_pyg.datasets import load_city
+        >>> visible, test = load_city("demo/riverton").few_shot(days=3)
         >>> windows = test.windows(12, 12)
         >>> profile = SupportProfile(visible).at(windows, torch.arange(8))
     """

@@ -183,8 +183,10 @@ def repair(
         ValueError: If an argument is none of these, a limit's channel is unknown, or every node would be dropped.
 
     Example:
-        >>> city, report = city.repair(stuck="3h", dead="drop")
+        >>> from tsjt_pyg.datasets import load_city
+        >>> city, report = load_city("demo/riverton").repair(stuck="30min", dead="drop")
         >>> print(report)
+        demo/riverton: masked 626 of 533,214 observed readings: stuck 626 (27 nodes)
     """
     if not (dead in ("mask", "drop") or dead is None or isinstance(dead, bool)):
         raise ValueError(f"dead: expected True, False, 'mask' or 'drop', found {dead!r}")

@@ -15,8 +15,10 @@ class StandardScaler:
     gets :math:`\sigma_c = 1`.
 
     Example:
+        >>> from tsjt_pyg.datasets import load_city
+        >>> visible, test = load_city("demo/riverton").few_shot(days=3)
         >>> scaler = StandardScaler().fit(visible.readings, visible.mask)
-        >>> x = scaler.transform(batch.x)
+        >>> x = scaler.transform(test.readings, test.mask)
     """
 
     mean: Tensor

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from ..notebook import lines
+
 _SHOWN = 5
 
 
@@ -73,13 +75,13 @@ class TableReport:
     def __str__(self) -> str:
         mean = float(self.coverage.to_numpy().mean())
         last = self.start + (self.steps - 1) * self.interval
-        lines = [
+        said = [
             f"{self.layout} table of {self.rows} rows: {self.steps} steps every "
             f"{self.interval.total_seconds() / 60:g} min from {self.start} to {last}, {len(self.coverage)} nodes, "
             f"{self.edges} edges, {mean:.1%} observed"
         ]
         what = "kept" if self.kept else "dropped"
-        lines += [
+        said += [
             f"  {len(found)} {text}: {_some(found)}"
             for found, text in (
                 (self.sensors_without_readings, f"sensors without readings ({what})"),
@@ -89,7 +91,7 @@ class TableReport:
             )
             if found
         ]
-        lines += [
+        said += [
             f"  {count} {text}"
             for count, text in (
                 (self.steps_added, "steps without a row (added, missing)"),
@@ -100,9 +102,12 @@ class TableReport:
             )
             if count
         ]
-        return "\n".join(lines)
+        return "\n".join(said)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return lines(str(self).splitlines())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -106,8 +106,11 @@ def regular_time(
             given), or several rows share a step and ``repeated`` is ``"error"``.
 
     Example:
-        >>> table = pd.read_csv("speed.csv", index_col="time", parse_dates=True)
+        >>> times = pd.to_datetime(["2026-01-05 00:00:00", "2026-01-05 00:04:50", "2026-01-05 00:15:00"])
+        >>> table = pd.DataFrame({"773869": [64.4, 62.7, 64.1]}, index=times)
         >>> table, changes = regular_time(table, "5min", tolerance="30s")
+        >>> print(changes)
+        3 rows, 1 moved onto the grid, by at most 0 days 00:00:10, 1 step added with nothing observed
     """
     if repeated not in ("error", "first", "mean"):
         raise ValueError(f"repeated: expected 'error', 'first' or 'mean', found {repeated!r}")

@@ -14,9 +14,6 @@ from io import FileIO
 from pathlib import Path
 
 import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 
 from .cards import sha256_of
 
@@ -53,7 +50,7 @@ def download(
         sha256: Its SHA-256, 64 hexadecimal digits.
         timeout: Seconds without an answer before an attempt is given up.
         attempts: How often a broken connection is taken up again before the call gives up.
-        progress: Called after every chunk; see :func:`terminal_bar`.
+        progress: Called after every chunk; see :func:`~tsjt_pyg.training.progress_bar`.
 
     Returns:
         ``path``.
@@ -241,13 +238,3 @@ def _write(file: FileIO, chunk: bytes, part: Path) -> None:
         raise OSError(
             error.errno, f"{part}: the disk is full; make room and call again, what is there is kept"
         ) from error
-
-
-@contextmanager
-def terminal_bar(description: str) -> Iterator[Progress]:
-    """A progress bar for :func:`download` on the error stream; silent where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with RichProgress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -15,9 +15,10 @@ from torch_geometric.data import Data, Dataset
 from ..data import City
 from ..data.atomic import atomic_path
 from ..data.signal import WindowDataset
+from ..progress import progress_bar
 from .cards import CardFile, missing_files, read_card, where_to_get
 from .catalogue import ROOT_VARIABLE, list_cities, load_city
-from .download import download, terminal_bar
+from .download import download
 from .stored import city_from_state, city_state, described, transformed_city
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class CityDataset(Dataset):
         for file in absent:
             assert file.url is not None
             assert file.sha256 is not None
-            with terminal_bar(f"{self.name}/{file.name}") as progress:
+            with progress_bar(f"{self.name}/{file.name}", unit="B") as progress:
                 download(file.url, folder / file.name, file.sha256, progress=progress)
 
     # --- the stored city --------------------------------------------------------------------------------------------

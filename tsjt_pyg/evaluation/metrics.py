@@ -56,9 +56,11 @@ class HorizonErrors:
     """Sums of errors by step of the horizon, batch by batch, in float64.
 
     Example:
-        >>> errors = HorizonErrors(horizon=12)
-        >>> errors.update(forecast, batch.y, batch.y_mask)
+        >>> errors = HorizonErrors(horizon=2)
+        >>> y = torch.tensor([50.0, 40.0]).view(1, 2, 1, 1)
+        >>> errors.update(y + 1.5, y, y > 0)
         >>> errors.compute().mean_mae
+        1.5
     """
 
     def __init__(self, horizon: int) -> None:

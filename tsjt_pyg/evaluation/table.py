@@ -14,6 +14,7 @@ from rich.table import Table
 from scipy import stats
 
 from ..data.atomic import atomic_path
+from ..notebook import lines, stacked, table
 from .metrics import Errors
 
 REFERENCE = "target_only"
@@ -219,24 +220,33 @@ class Comparison:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         header, rows = self.cells()
-        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        written = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in written)
+
+    def _repr_html_(self) -> str:
+        from .advice import advise
+
+        header, rows = self.cells()
+        advice = advise(self)
+        said = [f"failed: {failure}" for failure in self.failures]
+        said += [] if advice is None else [f"{'advice' if advice.transfer else 'warning'}: {advice.text}"]
+        return stacked(table(header, rows, self.title), lines(said))
 
     def show(self, console: Console | None = None) -> None:
         """Prints the table, and whether it advises to transfer (:func:`~tsjt_pyg.evaluation.advise`)."""
         from .advice import advise
 
         header, rows = self.cells()
-        table = Table(title=self.title, box=None, pad_edge=False, title_justify="left", header_style="bold")
+        shown = Table(title=self.title, box=None, pad_edge=False, title_justify="left", header_style="bold")
         for number, name in enumerate(header):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+            shown.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            shown.add_row(*row)
         if console is None:
             console = Console()
             # A pipe or a narrow window would cut columns; a long line is better than a lost number.
             console = Console(width=max(console.width, 132))
-        console.print(table)
+        console.print(shown)
         for failure in self.failures:
             console.print("[bold red]failed:[/]", str(failure).replace("[", r"\["), highlight=False, soft_wrap=True)
         advice = advise(self)

@@ -50,8 +50,11 @@ def accelerate(cell: Module, compile: bool = False) -> Accelerated:
         ValueError: If it is a bidirectional :class:`torch.nn.GRU`.
 
     Example:
+        >>> from torch_geometric_temporal.nn.recurrent import GConvGRU
         >>> fast = accelerate(GConvGRU(2, 64, K=2))
-        >>> states = fast(x, edge_index, edge_weight)  # [B, T, N, 64]
+        >>> edge_index, edge_weight = torch.tensor([[0, 1], [1, 0]]), torch.ones(2)
+        >>> fast(torch.zeros(8, 12, 2, 2), edge_index, edge_weight).shape  # [B, T, N, 64]
+        torch.Size([8, 12, 2, 64])
     """
     return Accelerated(cell, compile)
 

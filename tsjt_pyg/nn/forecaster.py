@@ -307,8 +307,13 @@ class Forecaster(Module):
                 cannot be exported; names it.
 
         Example:
+            >>> model = Forecaster(torch.nn.GRU(8, 8, batch_first=True), history=12, horizon=6)
             >>> model.export("forecaster.pt2")
-            >>> forecast = torch.export.load("forecaster.pt2").module()(x=x, edge_index=edge_index, ...)
+            >>> roads = {"edge_index": torch.tensor([[0, 1], [1, 2]]), "edge_weight": torch.ones(2)}
+            >>> windows = {"x": torch.zeros(4, 12, 3, 1), "x_mask": torch.ones(4, 12, 3, 1, dtype=torch.bool)}
+            >>> program = torch.export.load("forecaster.pt2").module()
+            >>> program(**windows, **roads, time_of_day=torch.zeros(4, 12)).shape
+            torch.Size([4, 6, 3, 1])
         """
         export_forecaster(self, path)
 

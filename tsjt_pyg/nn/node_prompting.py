@@ -33,7 +33,7 @@ class NodePrompting(MessagePassing):
     Framework for Cross-city Spatiotemporal Forecasting" <https://doi.org/10.1609/aaai.v39i1.32102>`_ (Zhang et al.,
     AAAI 2025).
 
-    A node is encoded by a graph convolution over the road network and attention over its own time steps,
+    A node is encoded by a graph convolution over the road network and attention over its own steps,
 
     .. math::
         \mathbf{U}_i^t &= \mathrm{ReLU} \Big( \mathbf{W}_1 \mathbf{x}_i^t + \mathbf{W}_2 \sum_{j \in \mathcal{N}(i)}
@@ -67,9 +67,9 @@ class NodePrompting(MessagePassing):
     This differs from the module as published where that one is bound to a city or to a batch. There, the bank is
     summed over its slots, so that it acts as one matrix: here each node retrieves its own mixture. There, LayerNorm is
     sized by the number of nodes: here all norms are over channels. There, attention runs across the samples of a
-    batch: here over the time steps of one node in one window. There, the prompt adjacency is dense and
+    batch: here over the steps of one node in one window. There, the prompt adjacency is dense and
     unnormalised: here it is one of the sparse or factorised forms above. There, inputs are detached: here they are not.
-    No parameter or buffer depends on the number of nodes or of time steps. :class:`PublishedNodePrompting` is the
+    No parameter or buffer depends on the number of nodes or of steps. :class:`PublishedNodePrompting` is the
     module as published, for comparison.
 
     Nodes are encoded some thousands at a time, and beyond these their activations are computed anew in the backward

@@ -1,5 +1,6 @@
 """Strategies, and the training that follows them."""
 
+from ..progress import progress_bar
 from .distributed import Processes, ProcessLostError
 from .forecasting import forecast_windows
 from .guard import SourceVerdict
@@ -23,5 +24,6 @@ __all__ = [
     "fit",
     "forecast_windows",
     "masked_mae",
+    "progress_bar",
     "training_split",
 ]

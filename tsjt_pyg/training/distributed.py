@@ -147,8 +147,11 @@ class Processes(OneProcess):
         ValueError: If an argument is none of those, or the device is not there.
 
     Example:
+        >>> from tsjt_pyg.datasets import load_city
+        >>> from tsjt_pyg.training import ModelConfig, fit
+        >>> visible, _ = load_city("demo/riverton").select("speed").few_shot(days=3)
         >>> with Processes() as processes:  # in a script that torchrun starts
-        ...     result = fit(model, visible, sources, processes=processes)
+        ...     result = fit(ModelConfig().build(), visible, strategy="target_only", steps=1, processes=processes)
     """
 
     def __init__(

@@ -30,7 +30,8 @@ class SavedModel:
 
     Example:
         >>> saved = SavedModel.load("runs/a")
-        >>> saved.forecast(pd.read_csv("latest.csv", index_col=0, parse_dates=True))
+        >>> saved.forecast(pd.read_csv("latest.csv", index_col=0, parse_dates=True)).shape  # the next hour of 68 nodes
+        (12, 68)
     """
 
     model: Forecaster

@@ -21,6 +21,7 @@ from ..data import City, NodeBlocks, StandardScaler, SupportProfile
 from ..data.arguments import check_counts, check_number
 from ..data.city_check import check_readings
 from ..data.pairs import check_comparable
+from ..notebook import facts
 from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
 from .distributed import ALONE, OneProcess
@@ -81,16 +82,34 @@ class FitResult:
     strategy: Strategy
     best_step: int = 0
     validation_loss: float = math.inf
-    log: list[dict[str, float | int | None]] = field(default_factory=list)
+    log: list[dict[str, float | int | None]] = field(default_factory=list, repr=False)
     stats: dict[str, float] = field(default_factory=dict)
-    conflict: pd.DataFrame | None = None
+    conflict: pd.DataFrame | None = field(default=None, repr=False)
     seconds: float = 0.0
     support: SupportProfile | None = None
-    last_model: dict[str, Tensor] = field(default_factory=dict)
+    last_model: dict[str, Tensor] = field(default_factory=dict, repr=False)
     verdicts: list[SourceVerdict] = field(default_factory=list)
     guard_seconds: float = 0.0
     skipped_steps: int = 0
     blocks: NodeBlocks | None = None
+
+    def _repr_html_(self) -> str:
+        last = self.log[-1] if self.log else {}
+        losses = [f"{name.removesuffix('_loss')} {last[name]:.4g}" for name in _LOSSES if last.get(name) is not None]
+        pairs: list[tuple[str, object]] = [
+            ("strategy", self.strategy.name),
+            ("best step", f"{self.best_step} of {last.get('step', self.best_step)}"),
+            ("validation loss", f"{self.validation_loss:.4g} (of the best step)"),
+            ("last losses", ", ".join(losses)),
+            ("skipped steps", self.skipped_steps),
+            ("seconds", f"{self.seconds:.1f}"),
+            *(("source", verdict) for verdict in self.verdicts),
+            *self.stats.items(),
+        ]
+        return facts((name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in pairs)
+
+
+_LOSSES = ("source_loss", "target_loss", "validation_loss")
 
 
 def training_split(visible: City, validation_days: float, history: int) -> tuple[City, City]:
