@@ -102,7 +102,7 @@ class ErrorDetails:
 
     def __init__(self, city: City, excerpt: Excerpt) -> None:
         self.excerpt = excerpt
-        self._hour, self._weekday = (torch.as_tensor(np.asarray(x)) for x in (city.time.hour, city.time.dayofweek))
+        self._hour, self._weekday = torch.tensor(city.time.hour.to_numpy()).long(), city.day_of_week
         # Rows: absolute error, entries.
         self._hours, self._weekdays, self._nodes = (
             torch.zeros(2, size, dtype=torch.float64) for size in (24, 7, city.num_nodes)
@@ -258,6 +258,6 @@ def load_details(folder: str | Path, name: str) -> Arrays | None:
             return dict(content)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{file}: it is damaged ({error}); delete it, and the command that made it makes it again (`tsjt train` with "
-            "--resume)"
+            f"{file}: it is damaged ({error}); delete it, and the command that made it makes it again (`tsjt train` "
+            "with --resume)"
         ) from error

@@ -215,7 +215,7 @@ class KeptRuns:
         """Writes a finished run through to the disk, its details first.
 
         Raises:
-            OSError: If it cannot be written; names the file and the way to go on.
+            OSError: If it cannot be written; names the folder and the way to go on.
         """
         if self.folder is None:
             return
@@ -233,8 +233,8 @@ class KeptRuns:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(
-                f"{target}: cannot be written ({error.strerror}); mend that, and the same comparison goes on "
-                "from the runs that are finished"
+                f"{self.folder}: a finished run cannot be written there ({error.strerror or error}); mend that, and the "
+                "same comparison goes on from the runs that are finished"
             ) from error
 
 

@@ -73,12 +73,13 @@ def series(shown: Shown) -> list[dict[str, Any]]:
 def chosen(shown: Shown) -> list[str]:
     """The forecasts that one looks at first: the reference and the best strategy that is another."""
     trained = [name for name in shown.names if shown.trained(name) and name != shown.reference]
-    best = min(trained, key=lambda name: _mean(shown, name), default=None)
+    best = min(trained, key=lambda name: mean_mae(shown, name), default=None)
     preferred = "tsjt" if "tsjt" in trained else best
     return [name for name in (shown.reference, preferred) if name is not None]
 
 
-def _mean(shown: Shown, name: str) -> float:
+def mean_mae(shown: Shown, name: str) -> float:
+    """Over all steps of the horizon, mean of the runs."""
     return float(np.mean([run.errors.mean_mae for run in shown.comparison.runs(name)]))
 
 
@@ -103,13 +104,13 @@ def _lines(shown: Shown, x: list[str], rows: dict[str, np.ndarray], title: str) 
         lines[name] = {"mean": rounded(maes.mean(axis=0))}
         if len(maes) > 1:
             lines[name].update(low=rounded(maes.min(axis=0)), high=rounded(maes.max(axis=0)))
-    trained = [_mean(shown, name) for name in rows if shown.trained(name)]
+    trained = [mean_mae(shown, name) for name in rows if shown.trained(name)]
     bar = 1.3 * max(trained, default=np.inf)
     return {
         "x": x,
         "title": title,
         "lines": lines,
-        "hidden": [name for name in rows if not shown.trained(name) and _mean(shown, name) > bar],
+        "hidden": [name for name in rows if not shown.trained(name) and mean_mae(shown, name) > bar],
     }
 
 
@@ -199,20 +200,19 @@ def conflict(shown: Shown) -> dict[str, Any]:
     """Cosine, share of steps in conflict (%) and kappa over training, by strategy and source, mean over the seeds."""
     found: dict[str, Any] = {}
     for name in shown.skewed:
-        runs = zip(
-            *(shown.arrays(name, what) for what in ("conflict_source", "conflict_step", "conflict")), strict=True
-        )
+        parts = (shown.arrays(name, what) for what in ("conflict_source", "conflict_step", "conflict"))
         frames = [
             pd.DataFrame(values, columns=["cosine", "conflict", "kappa"]).assign(source=source, step=step)
-            for source, step, values in runs
+            for source, step, values in zip(*parts, strict=True)
         ]
         frame = pd.concat(frames)
         width = max(1, -(-int(frame["step"].max()) // BINS))
         frame["bin"] = (frame["step"] - 1) // width
         found[name] = {"width": width, "runs": len(frames), "sources": {}}
-        for source, rows in frame.groupby("source", sort=False):
+        for given, rows in frame.groupby("source", sort=False):
+            source = "all sources" if given == "source" else str(given)  # the name of a mixture of them
             means = rows.groupby("bin")[["cosine", "conflict", "kappa"]].mean()
-            found[name]["sources"][str(source)] = {
+            found[name]["sources"][source] = {
                 "step": (means.index * width + (width + 1) / 2).tolist(),
                 "cosine": rounded(means["cosine"].to_numpy(float)),
                 "conflict": rounded(100 * means["conflict"].to_numpy(float)),

@@ -43,8 +43,10 @@
   const draw = (id) => {
     const place = find(`plot-${id}`);
     const [traces, layout] = pictures.get(id)();
-    // On paper, a picture is as wide as an A4 page between its margins.
-    const size = printing ? { autosize: false, width: 670 } : { autosize: true, width: undefined };
+    // On paper, a picture is as wide as an A4 page between its margins, and no higher than half of one.
+    const size = printing
+      ? { autosize: false, width: 670, height: { map: 480, conflict: 430 }[id] || 320 }
+      : { autosize: true, width: undefined, height: undefined };
     return Plotly.react(place, traces, { ...layout, ...size }, { displayModeBar: false, responsive: !printing });
   };
   const drawAll = () => pictures.forEach((_, id) => draw(id));
@@ -111,7 +113,6 @@
   Object.entries(data.lines || {}).forEach(([id, picture]) => {
     const names = Object.keys(picture.lines);
     const shown = new Set(names.filter((name) => !picture.hidden.includes(name)));
-    const joined = id !== "weekday";
     pictures.set(id, () => {
       const traces = [];
       names.filter((name) => shown.has(name)).forEach((name) => {
@@ -125,9 +126,9 @@
           });
         }
         traces.push({
-          x: picture.x, y: line.mean, type: "scatter", mode: look.marker || !joined ? "lines+markers" : "lines", name: plain(name),
+          x: picture.x, y: line.mean, type: "scatter", mode: look.marker ? "lines+markers" : "lines", name: plain(name),
           line: { color: colour(look), dash: look.dash, width: look.marker ? 2.2 : 1.8 },
-          marker: { symbol: look.marker || "line-ew-open", size: look.marker ? 7 : 9, color: colour(look) },
+          marker: { symbol: look.marker || "circle", size: 7, color: colour(look) },
           text: line.mean.map((value, place) => `<b>${plain(name)}</b><br>${plain(picture.x[place])}: ${plain(withUnit(value, 4))}` +
             (line.low && value !== null ? `<br>seeds: ${Number(line.low[place].toPrecision(4))} to ${Number(line.high[place].toPrecision(4))}` : "")),
           hovertemplate: "%{text}<extra></extra>",
@@ -170,7 +171,7 @@
       const title = mode === "gain" ? `gain over ${data.reference} (% of MAE; blue is better)` : `MAE${unit}`;
       const size = map.ids.length > 1500 ? 5 : map.ids.length > 500 ? 7 : place.clientWidth < 560 ? 8 : 10;
       const marker = {
-        size, color: values, colorscale: mode === "gain" ? scaleOfGain : "Cividis", reversescale: mode === "mae" && !night(),
+        size, color: values, colorscale: mode === "gain" ? scaleOfGain : "Viridis", reversescale: mode === "mae" && !night(),
         cmin: range[0], cmax: range[1], line: { width: 0.8, color: ink() },
         colorbar: {
           orientation: "h", thickness: 12, len: 0.9, x: 0.5, xanchor: "center", y: map.latitude ? -0.02 : -0.2, yanchor: "top", outlinewidth: 0,
@@ -297,7 +298,7 @@
       });
       const low = Math.min(0, ...many.flatMap((source) => found.sources[source].cosine));
       return [traces, base({
-        showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: ink() }, itemclick: false, itemdoubleclick: false },
+        showlegend: many.length > 1, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: ink() }, itemclick: false, itemdoubleclick: false },
         margin: { l: 62, r: 14, t: 30, b: 48 },
         xaxis: axis("optimizer step", { anchor: "y3", rangemode: "tozero" }),
         yaxis: axis(panels[0][1], { domain: [0.62, 1], zerolinecolor: ink(), range: low < 0 ? undefined : [-0.05, 1] }),

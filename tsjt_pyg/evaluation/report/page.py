@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..table import REFERENCE
-from .content import WEEKDAYS, advice_of, content
+from .content import WEEKDAYS, advice_of, content, mean_mae
 from .run_folder import Shown
 
 Cell = str | float | int | None
@@ -41,7 +41,8 @@ def page(shown: Shown) -> str:
     there = [section for section in sections if section is not None]
     links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title, _ in there)
     body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>{inner}</section>'
+        f'<section id="{name}"{_kind(inner)} aria-labelledby="{name}-title">\n'
+        f'<h2 id="{name}-title">{escape(title)}</h2>\n{inner}\n</section>\n'
         for name, title, inner in there
     )
     here = files(__package__)
@@ -85,6 +86,10 @@ def page(shown: Shown) -> str:
 
 Section = tuple[str, str, str]
 """Its id, heading, and HTML."""
+
+
+def _kind(inner: str) -> str:
+    return ' class="picture"' if "<figure" in inner else ""
 
 
 def _json(content: Any) -> str:
@@ -144,7 +149,7 @@ def _grid(
 
 def _text(value: Cell) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
-        return "–"
+        return "\N{EN DASH}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -180,7 +185,7 @@ def _table(shown: Shown) -> Section:
             gain = comparison.gain(name)
             cells.append("" if gain is None else str(gain))
         rows.append([*cells, f"{int(row['runs'])}{failed}", f"{row['seconds']:.1f}"])
-    best = min(shown.names, key=lambda name: float(frame.loc[name, "mae"]))
+    best = min(shown.names, key=lambda name: mean_mae(shown, name))
     text = (
         f"Errors on the test period: MAE / RMSE / MAPE at {', '.join(steps)} ahead, then over all steps of the horizon "
         f"(± standard deviation over seeds). Smaller is better; {best}, in bold, has the smallest MAE."
@@ -189,7 +194,7 @@ def _table(shown: Shown) -> Section:
         text += " The gain is paired by seed, with Student's 95 % interval; where that holds 0, it may be chance."
     failures = "".join(f"<li>{escape(str(failure))}</li>" for failure in comparison.failures)
     failed = f"<h3>Runs that failed</h3><ul>{failures}</ul>" if failures else ""
-    table = _grid(comparison.title, head, rows, best=best)
+    table = _grid(f"Errors on the test period of {comparison.protocol['target']}", head, rows, best=best)
     return "table", "Comparison" if shown.compared else "Errors", f"<p>{escape(text)}</p>{table}{failed}"
 
 
@@ -233,7 +238,7 @@ def _lines(shown: Shown, drawn: dict[str, Any], name: str, title: str, text: str
     text += " Lines are means over the seeds, bands their range." if several else ""
     if picture["hidden"]:
         text += f" Not shown at first, since far above the rest: {', '.join(picture['hidden'])}."
-    x = [day for day in WEEKDAYS] if name == "weekday" else picture["x"]
+    x = list(WEEKDAYS) if name == "weekday" else picture["x"]
     rows = [[label, *(line["mean"][place] for line in lines.values())] for place, label in enumerate(x)]
     last = {key: line["mean"][-1] for key, line in lines.items() if line["mean"][-1] is not None}
     label = f"Line chart, {title.lower()}: MAE of {', '.join(lines)}."
@@ -252,11 +257,12 @@ def _map(shown: Shown, drawn: dict[str, Any]) -> Section | None:
     nodes = f"{len(picture['ids'])} of {picture['of']}" if len(picture["ids"]) < picture["of"] else str(picture["of"])
     placed = "latitude" in picture
     text = (
-        "Each dot is a node on the road network, coloured by its error over the whole test period, or by how much smaller "
-        f"that is than with {shown.reference}: blue is better than it, orange worse. "
+        "Each dot is a node on the road network, coloured by its error over the whole test period, or by how much "
+        f"smaller that is than with {shown.reference}: blue is better than it, orange worse. "
         if placed
         else "The city has no positions (City.from_positions, positions=), so there is no map: each dot is a node, in "
-        f"order of its error, or of how much smaller that is than with {shown.reference}: blue is better, orange worse. "
+        f"order of its error, or of how much smaller that is than with {shown.reference}: blue is better, orange "
+        "worse. "
     )
     text += f"Shown: {nodes} nodes; colours end where few nodes lie beyond."
     switch = '<label><input type="radio" name="map-what" value="mae" checked> error (MAE)</label>'
@@ -313,10 +319,9 @@ def _conflict(drawn: dict[str, Any]) -> Section | None:
     widest = max(found["width"] for found in picture.values())
     text = (
         "How the gradients of source and target got on over training. Cosine: 1 where both ask for the same, below 0 "
-        "where they conflict. In conflict: the share of steps in which the filter changed the source gradient. Kappa: the "
-        "weight that it added to the target's. "
-        + (f"Each point is the mean of up to {widest} steps, " if widest > 1 else "Each point is a step, ")
-        + "and of the seeds."
+        "where they conflict. In conflict: the share of steps in which the filter changed the source gradient. Kappa: "
+        "the weight that it added to the target's. "
+        + (f"Each point is the mean of up to {widest} steps and of the seeds." if widest > 1 else "Means of the seeds.")
     )
     if len(names) > 1:
         options = "".join(f"<option{' selected' if name == last else ''}>{escape(name)}</option>" for name in names)
@@ -347,9 +352,9 @@ def _prompts(drawn: dict[str, Any]) -> Section | None:
     if picture is None:
         return None
     text = (
-        f"Which slots of the prompt bank the cities' nodes draw on, after {picture['strategy']}, seed {picture['seed']}: "
-        "slots with tall bars of several cities are what these share. The target by its visible days, sources by their "
-        "whole series."
+        f"Which slots of the prompt bank the cities' nodes draw on, after {picture['strategy']}, seed "
+        f"{picture['seed']}. Slots with tall bars of several cities are what these share. The target by its visible "
+        "days, sources by their whole series."
     )
     label = f"Bar chart: share of each prompt slot in the prompts of {', '.join(picture['cities'])}."
     rows = [[slot, *(share[slot] for share in picture["share"])] for slot in range(len(picture["share"][0]))]
@@ -375,10 +380,10 @@ def _guard(shown: Shown) -> Section | None:
     if not rows:
         return None
     text = (
-        "Before training, the guard judges each source on the visible days of the target alone, and leaves out what does "
-        "not help. Error: of a model that saw a few steps of this source alone, relative to the best naive forecast, "
-        "has to be about 1 or less. Persistence: how its readings follow from step to step, relative to the target's. "
-        "Odd: the share of its days that are unlike the others. Means over the runs."
+        "Before training, the guard judges each source on the visible days of the target alone, and leaves out what "
+        "does not help. Error: of a model that saw a few steps of this source alone, relative to the best naive "
+        "forecast, has to be about 1 or less. Persistence: how its readings follow from step to step, relative to the "
+        "target's. Odd: the share of its days that are unlike the others. Means over the runs."
     )
     head = ["source (strategy)", "takes part", "weight", "error", "persistence", "odd", "windows"]
     return (

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ...training import STRATEGIES, ModelConfig
 from ...training.checkpoint import CONFIG, METRICS
 from ..details import CITY, LAST_VALUE, RUN, Arrays, load_details
 from ..metrics import Errors
-from ..naive import NAIVE_FITS
 from ..table import REFERENCE, Comparison, RunRecord
-
-_NAIVE = tuple(NAIVE_FITS)[:4]
-"""What every comparison of the command line has."""
+from .repeat import compare_call, compare_command, train_call, train_command
 
 
 @dataclass(frozen=True)
@@ -98,8 +92,8 @@ def read_run(folder: Path) -> Shown:
     if (folder / METRICS).is_file():
         return _training(folder)
     raise FileNotFoundError(
-        f"{folder}: there is neither comparison.json nor {METRICS} in it; give the folder that `tsjt compare --output`, "
-        "`tsjt demo` or `tsjt train` wrote to"
+        f"{folder}: there is neither comparison.json nor {METRICS} in it; give the folder that `tsjt compare "
+        "--output`, `tsjt demo` or `tsjt train` wrote to"
     )
 
 
@@ -120,7 +114,9 @@ def _comparison(folder: Path) -> Shown:
         if not same or city["size"].tolist() != [protocol["history"], protocol["horizon"]]:
             city = None
     remedy = "The same comparison with the same output folder makes what is missing; runs that have all are kept."
-    return Shown(folder, comparison, details, city, _command(protocol), _call(protocol), remedy, lost=lost)
+    return Shown(
+        folder, comparison, details, city, compare_command(protocol), compare_call(protocol), remedy, lost=lost
+    )
 
 
 def _training(folder: Path) -> Shown:
@@ -169,109 +165,11 @@ def _training(folder: Path) -> Shown:
         }
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{folder}: {METRICS} or {CONFIG} is not one that `tsjt train` wrote, or is damaged ({error!r}); the command "
-            "that made it, with --resume, writes them anew"
+            f"{folder}: {METRICS} or {CONFIG} is not one that `tsjt train` wrote, or is damaged ({error!r}); the "
+            "command that made it, with --resume, writes them anew"
         ) from error
     minutes = [float(city["minutes"]) * (step + 1) for step in range(horizon)]
     comparison = Comparison(records, minutes, str(city["unit"]), protocol, metrics["seconds"])
     details = {("last value", None): last_value, (name, seed): run}
-    words = ["tsjt", "train", *_options(protocol), "--strategy", name, "--seed", seed, "--output", folder.name]
-    call = _call(protocol, training=True)
-    return Shown(folder, comparison, details, city, shlex.join(map(str, words)), call, "", compared=False)
-
-
-def _options(protocol: dict[str, Any]) -> list[Any]:
-    """The options that `tsjt compare` and `tsjt train` share."""
-    model = protocol["model"]
-    named = {
-        "target": protocol["target"],
-        "sources": ",".join(protocol["sources"]) or None,
-        "channel": protocol["channels"][0],
-        "visible-days": f"{protocol['visible_days']:g}",
-        "validation-days": f"{protocol['validation_days']:g}",
-        "steps": protocol["steps"],
-        "batch-size": protocol["batch_size"],
-        "lr": f"{protocol['lr']:g}",
-        "cell": model["cell"],
-        "hidden": model["hidden_channels"],
-        "prompts": model["num_prompts"],
-        "history": protocol["history"],
-        "horizon": protocol["horizon"],
-        "nodes-per-batch": protocol.get("nodes_per_batch"),
-        "threads": protocol.get("threads"),
-        "device": protocol.get("device"),
-    }
-    words = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
-    return [*words, "--profile" if model["profile"] else "--no-profile"]
-
-
-def _command(protocol: dict[str, Any]) -> str | None:
-    """`tsjt compare …`, if it can say all of the protocol."""
-    model, seeds, strategies = protocol["model"], protocol["seeds"], protocol["strategies"]
-    known = {name: asdict(strategy) for name, strategy in STRATEGIES.items()}
-    usual = asdict(ModelConfig())
-    if (
-        not isinstance(model, dict)
-        or any(model.get(name) != usual[name] for name in ("K", "prompt_channels", "channels"))
-        or seeds != list(range(len(seeds)))
-        or any(known.get(strategy["name"]) != strategy for strategy in strategies)
-        or tuple(protocol.get("naive", _NAIVE)) != _NAIVE
-    ):
-        return None
-    names = ",".join(strategy["name"] for strategy in strategies)
-    words = ["tsjt", "compare", *_options(protocol), "--strategies", names, "--seeds", len(seeds)]
-    return shlex.join(map(str, words))
-
-
-def _call(protocol: dict[str, Any], training: bool = False) -> str:
-    """The call in Python; cities are loaded by name, and a model that is none of ModelConfig's has to be put in."""
-    model = protocol["model"]
-    own = not isinstance(model, dict)
-    build = "model" if own else f"ModelConfig({_arguments(model)})"
-    known = {name: asdict(strategy) for name, strategy in STRATEGIES.items()}
-    strategies = [
-        repr(strategy["name"]) if known.get(strategy["name"]) == strategy else f"Strategy({_arguments(strategy)})"
-        for strategy in protocol["strategies"]
-    ]
-    shared = {name: protocol[name] for name in ("steps", "batch_size", "lr", "validation_days")}
-    if "nodes_per_batch" in protocol:
-        shared["nodes_per_batch"] = protocol["nodes_per_batch"]
-    channels = protocol["channels"]
-    task = f"{protocol['target']!r}, {protocol['sources']!r}, channel={channels[0]!r}"
-    lines = [
-        "import torch" if training else "",
-        "from tsjt_pyg.datasets import load_task",
-        "" if training else "from tsjt_pyg.evaluation import compare",
-        f"from tsjt_pyg.training import {'ModelConfig, Strategy, fit' if training else 'ModelConfig, Strategy'}",
-        "",
-        "# Data sets that `tsjt cities` lists; cities of your own: the same City objects, with the fingerprints above.",
-        f"target, sources = load_task({task})" + ("" if len(channels) == 1 else f"  # with channels {channels}"),
-    ]
-    if own:
-        lines.append("# model: your own, as printed above")
-    if training:
-        lines += [
-            f"visible, test = target.few_shot({protocol['visible_days']!r})",
-            f"torch.manual_seed({protocol['seeds'][0]})",
-            f"result = fit({build}{'' if own else '.build()'}, visible, sources, {strategies[0]}, "
-            f"seed={protocol['seeds'][0]}, {_arguments(shared)})",
-        ]
-    else:
-        more = {name: protocol[name] for name in ("visible_days", "seeds", "device", "threads") if name in protocol}
-        naive = [name for name in protocol.get("naive", ())]
-        if naive and tuple(naive) != _NAIVE:
-            more["naive"] = naive
-        lines += [
-            "compare(",
-            "    target,",
-            "    sources,",
-            f"    [{', '.join(strategies)}],",
-            f"    model={build},",
-            *(f"    {name}={value!r}," for name, value in {**more, **shared}.items()),
-            ")",
-        ]
-    return "\n".join(line for number, line in enumerate(lines) if line or number == 4)
-
-
-def _arguments(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+    command, call = train_command(protocol, folder.name), train_call(protocol)
+    return Shown(folder, comparison, details, city, command, call, "", compared=False)
