@@ -189,14 +189,15 @@ def fit_arrays(result: FitResult, visible: City, sources: Sequence[City], histor
         Of skewed strategies ``conflict_source``, ``conflict_step`` and ``conflict`` ``[R, 3]``: cosine, whether there
         was conflict, kappa of each filtered step and source, of several scopes the mean. Of models with node prompts
         ``prompt_city`` and ``prompt_share`` ``[cities, S]``: how much each slot contributes, mean over nodes and
-        windows; the first city is the target, by its visible days.
+        windows; the first city is the target, by its visible days, the others are the sources that took part.
     """
     found: Arrays = {}
     if result.conflict is not None:
         found.update(_conflict(result.conflict))
     prompting = next((part for part in result.model.modules() if isinstance(part, NodePrompting)), None)
     if prompting is not None:
-        taken = list(sources) if result.strategy.uses_sources else []
+        left_out = {verdict.name for verdict in result.verdicts if verdict.weight == 0}
+        taken = [city for city in sources if result.strategy.uses_sources and city.name not in left_out]
         shares = [_slot_share(prompting, visible, result.scaler, history)]
         for city in taken:
             scaler = StandardScaler().fit(city.readings, city.mask)

@@ -233,8 +233,8 @@ class KeptRuns:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(
-                f"{self.folder}: a finished run cannot be written there ({error.strerror or error}); mend that, and the "
-                "same comparison goes on from the runs that are finished"
+                f"{self.folder}: a finished run cannot be written there ({error.strerror or error}); mend that, and "
+                "the same comparison goes on from the runs that are finished"
             ) from error
 
 

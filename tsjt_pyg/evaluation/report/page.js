@@ -45,7 +45,7 @@
     const [traces, layout] = pictures.get(id)();
     // On paper, a picture is as wide as an A4 page between its margins, and no higher than half of one.
     const size = printing
-      ? { autosize: false, width: 670, height: { map: 480, conflict: 430 }[id] || 320 }
+      ? { autosize: false, width: 670, height: { map: 470, conflict: 400 }[id] || 255 }
       : { autosize: true, width: undefined, height: undefined };
     return Plotly.react(place, traces, { ...layout, ...size }, { displayModeBar: false, responsive: !printing });
   };
