@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from .console import EXPECTED, LogHandler, clear_errors, errors, out, plain
 from .data.atomic import atomic_path
 from .datasets import Task, load_task
 from .evaluation import compare as compare_strategies
-from .evaluation import plot_conflict
-from .evaluation.comparison import DEFAULT_STRATEGIES, measure, measure_naive
+from .evaluation import plot_conflict, write_report
+from .evaluation.comparison import DEFAULT_STRATEGIES
+from .evaluation.details import CITY, LAST_VALUE, RUN, ErrorDetails, Excerpt, city_arrays, fit_arrays, save_details
+from .evaluation.measuring import measure, measure_naive
 from .evaluation.naive import fit_last_value
 from .evaluation.sweep import dask_cluster
 from .evaluation.unseen import check_test_period
@@ -158,7 +161,9 @@ def train(
         task = _load_task(target, sources, root, channel, [strategy])
         visible, test = task.target.few_shot(visible_days)
         check_test_period(test, task.sources, history, horizon)
-        naive = measure_naive(fit_last_value(visible), test, history, horizon)
+        excerpt = Excerpt.choose(visible, test, history, horizon)
+        of_naive, of_run = (ErrorDetails(test, excerpt) for _ in range(2))
+        naive = measure_naive(fit_last_value(visible), test, history, horizon, of_naive)
         config = _config(cell, hidden, prompts, profile, history, horizon)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
@@ -187,7 +192,7 @@ def train(
             stop.finished("the training is finished, its metrics are not; --resume writes them")
         if processes.rank > 0:
             return
-        found = measure(model, test, result.scaler, history, horizon, result.support, result.blocks)
+        found = measure(model, test, result.scaler, history, horizon, result.support, result.blocks, of_run)
         metrics: dict[str, Any] = {
             "test": vars(found),
             "test_last_value": vars(naive),
@@ -199,6 +204,9 @@ def train(
             "sources": [verdict.as_dict() for verdict in result.verdicts],
             "seconds": result.seconds,
         }
+        save_details(output, CITY, city_arrays(test, excerpt, test.fingerprint()))
+        save_details(output, LAST_VALUE, of_naive.arrays())
+        save_details(output, RUN, {**of_run.arrays(), **fit_arrays(result, visible, task.sources, history)})
         save_json(output / METRICS, metrics)
         if result.conflict is not None:
             with atomic_path(output / "conflict.csv") as temporary:
@@ -210,7 +218,7 @@ def train(
             f"{strategy}: test MAE {found.mean_mae:.3f} {unit}, RMSE {found.mean_rmse:.3f} {unit}, MAPE "
             f"{found.mean_mape:.1f} % (last value: MAE {naive.mean_mae:.3f}); best step {result.best_step} of "
             f"{result.log[-1]['step']}; "
-            f"{result.seconds:.1f} s. Written to {output}.",
+            f"{result.seconds:.1f} s. Written to {output}; `tsjt report {shlex.quote(str(output))}` shows it.",
             highlight=False,
             soft_wrap=True,
         )
@@ -275,6 +283,7 @@ def compare(
             )
         result.show()
         out.print(f"Written to {output}: comparison.json, comparison.csv, comparison.png", soft_wrap=True)
+        out.print(f"All of it on one page: tsjt report {shlex.quote(str(output))}", highlight=False, soft_wrap=True)
         if result.failures:
             errors.print(
                 f"{len(result.failures)} of {len(result.failures) + sum(r.seed is not None for r in result.records)} "
@@ -364,6 +373,19 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of `tsjt compare`, `tsjt demo` or `tsjt train`.")],
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file to write. Default: report.html in that folder.")
+    ] = None,
+) -> None:
+    """Write one page that shows a run: tables, a map, forecasts against readings; it opens without a network."""
+    with clear_errors():
+        page = write_report(run, output)
+        out.print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -80,7 +80,7 @@ def test_doctor_without_pyg_temporal_shows_the_command_that_installs_it(tsjt, mo
 def test_train_writes_a_run_that_others_can_read(trained):
     checkpoints, reports = (
         {"last.pt", "last-1.pt", "best.pt"},
-        {"config.json", "metrics.json", "conflict.csv", "conflict.png"},
+        {"config.json", "metrics.json", "conflict.csv", "conflict.png", "details"},
     )
     assert {path.name for path in trained.iterdir()} == checkpoints | reports
     conflict = pd.read_csv(trained / "conflict.csv")

@@ -132,7 +132,7 @@ def test_it_writes_json_csv_and_picture_and_prints_the_table(task, tmp_path, cap
     settings = {**SETTINGS, "verbose": True}
     found = compare(*task, strategies=["target_only", "pooled"], output=tmp_path / "a" / "b", **settings)
     folder = tmp_path / "a" / "b"
-    assert {path.name for path in folder.iterdir()} == {*FILES, "runs.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "runs.jsonl", "details"}
     content = json.loads((folder / "comparison.json").read_text())
     assert content["protocol"]["target"] == "target"
     assert content["protocol"]["seeds"] == [0, 1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tsjt_pyg.evaluation import comparison
+from tsjt_pyg.evaluation import comparison, measuring
 from tsjt_pyg.evaluation.naive import fit_last_value
 from tsjt_pyg.training import ModelConfig
 
@@ -34,10 +34,10 @@ def test_naive_forecasts_of_a_large_city_are_measured_a_few_windows_at_a_time(co
         sizes.append(len(batch))
         return last(batch, city)
 
-    at_once = comparison.measure_naive(forecast, test, 6, 3)
+    at_once = measuring.measure_naive(forecast, test, 6, 3)
     assert max(sizes) == 64
     sizes.clear()
-    monkeypatch.setattr(comparison, "MOST_AT_ONCE", 2 * 20)
-    in_parts = comparison.measure_naive(forecast, test, 6, 3)
+    monkeypatch.setattr(measuring, "MOST_AT_ONCE", 2 * 20)
+    in_parts = measuring.measure_naive(forecast, test, 6, 3)
     assert max(sizes) == 2
     torch.testing.assert_close(torch.tensor(in_parts.rmse), torch.tensor(at_once.rmse))

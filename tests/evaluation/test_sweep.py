@@ -18,7 +18,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from tsjt_pyg.evaluation import advise, compare, comparison, sweep
 from tsjt_pyg.evaluation.metrics import Errors
-from tsjt_pyg.evaluation.sweep import dask_cluster, run_all
+from tsjt_pyg.evaluation.sweep import FinishedRun, dask_cluster, run_all
 from tsjt_pyg.evaluation.table import Comparison, RunFailure, RunRecord
 from tsjt_pyg.training import STRATEGIES, ModelConfig, Strategy, trainer
 
@@ -121,7 +121,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(task, serial, traini
     failing["pooled", 0] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         compare(*task, output=tmp_path, **SETTINGS)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"runs.jsonl", "details"}
     assert begun == ALL[:3]
     begun.clear()
     failing.clear()
@@ -201,14 +201,16 @@ def measured(shared, strategy, seed):
         os.kill(os.getpid(), signal.SIGKILL)
     if seed == 2:
         raise RuntimeError("broke")
-    return RunRecord(strategy.name, seed, Errors([], [], [], float(shared), 0.0, 0.0), float(os.getpid()))
+    return FinishedRun(
+        RunRecord(strategy.name, seed, Errors([], [], [], float(shared), 0.0, 0.0), float(os.getpid())), {}
+    )
 
 
 def check_outcomes(found):
     assert sorted(found) == [0, 1, 2, 3]
     for number in (0, 3):
-        assert found[number].errors.mean_mae == 7
-        assert found[number].seconds != os.getpid()
+        assert found[number].record.errors.mean_mae == 7
+        assert found[number].record.seconds != os.getpid()
     assert str(found[2]) == "pooled, seed 2: RuntimeError: broke"
     assert isinstance(found[1], RunFailure)
     return found[1].error
@@ -236,7 +238,7 @@ def test_the_runs_of_a_broken_pool_are_repeated_one_at_a_time_and_the_others_tog
     monkeypatch.setattr(loky, "get_reusable_executor", pool)
     found = dict(run_all(measured, 7, TASKS, jobs=2))
     assert str(found[1]) == "pooled, seed 1: its process was killed (out of memory?)"
-    assert found[0].errors.mean_mae == found[3].errors.mean_mae == 7
+    assert found[0].record.errors.mean_mae == found[3].record.errors.mean_mae == 7
     assert pools == [(2, [0, 1, 2, 3]), (1, [1]), (1, [2]), (2, [3])]
 
 
@@ -315,7 +317,7 @@ def test_runs_that_cannot_be_kept_say_where_and_how_to_go_on(task, tmp_path, mon
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        OSError, match=r"runs\.jsonl: cannot be written \(No space left on device\); mend that, and the"
+        OSError, match=r"/c: a finished run cannot be written there \(.*the disk is full.*\); mend that, and the"
     ):
         again()
     monkeypatch.setattr(os, "fsync", fsync)

@@ -12,7 +12,7 @@ from torch_geometric.nn import GCNConv
 from tsjt_pyg.data import NodeBlocks, StandardScaler, last_value
 from tsjt_pyg.data.last_value import node_means
 from tsjt_pyg.data.rows import column_blocks
-from tsjt_pyg.evaluation.comparison import measure
+from tsjt_pyg.evaluation.measuring import measure
 from tsjt_pyg.nn import CityEmbedding, Forecaster
 from tsjt_pyg.training import ModelConfig, fit, forecast_windows, guard
 from tsjt_pyg.training.batches import TrainingBatches

@@ -6,6 +6,7 @@ from .comparison import compare
 from .metrics import Errors, HorizonErrors, masked_mae, masked_mape, masked_rmse
 from .plots import plot_conflict
 from .prompt_plot import mean_slot_share, plot_shared_prompts
+from .report import write_report
 from .table import Comparison
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "plot_city",
     "plot_conflict",
     "plot_shared_prompts",
+    "write_report",
 ]

@@ -10,32 +10,30 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
 
-from ..data import City, NodeBlocks, StandardScaler, SupportProfile
+from ..data import City
 from ..data.arguments import check_counts
 from ..data.city_check import check_readings
-from ..training import ModelConfig, Strategy, fit, forecast_windows, training_split
+from ..training import ModelConfig, Strategy, fit, training_split
 from ..training.strategies import get_strategies
 from ..training.trainer import check_cities, check_sources
-from .metrics import Errors, HorizonErrors
-from .naive import NAIVE_FITS, NaiveForecast
-from .sweep import KEPT, KeptRuns, attempt, dask_client, run_all, run_key
+from .details import CITY, ErrorDetails, Excerpt, city_arrays, fit_arrays, save_details
+from .measuring import measure, measure_naive
+from .naive import NAIVE_FITS
+from .sweep import FinishedRun, KeptRuns, attempt, dask_client, run_all, run_key
 from .table import Comparison, RunFailure, RunRecord
 from .unseen import check_test_period
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_STRATEGIES = ("target_only", "target_only_2x", "source_only", "pooled", "finetune", "tsjt_paper", "tsjt")
-
-MOST_AT_ONCE = 2**20
-"""Windows times nodes of a batch of naive forecasts: a large city has fewer than 64 windows in it."""
 
 NAIVE = ("last value", "historical average", "last value and profile", "linear per node")
 """The naive forecasts that every table has; :data:`~tsjt_pyg.evaluation.naive.NAIVE_FITS` has more."""
@@ -96,7 +94,7 @@ def compare(
             seeds give the same table.
         device: Where models are trained.
         output: Folder for ``comparison.json``, ``comparison.csv``, ``comparison.png`` and the finished runs,
-            ``runs.jsonl``.
+            ``runs.jsonl`` and ``details``: what :func:`~tsjt_pyg.evaluation.write_report` makes a page of.
         verbose: Print the table and what it advises.
         progress: Called with finished and all optimizer steps.
 
@@ -142,6 +140,7 @@ def compare(
         tuple(sources),
         build,
         (history, horizon),
+        Excerpt.choose(visible, test, history, horizon),
         {
             "steps": steps,
             "batch_size": batch_size,
@@ -152,16 +151,15 @@ def compare(
         threads,
         device,
     )
-    records = _naive_records(naive, visible, test, history, horizon, validation_days)
+    naive_runs = _naive_runs(naive, shared)
     tasks = [(strategy, seed) for strategy in chosen for seed in seed_list]
     keys = _keys(shared, tasks, model if isinstance(model, ModelConfig) else probe)
-    outcomes = _run(shared, tasks, keys, jobs, KeptRuns(None if output is None else Path(output) / KEPT), progress)
+    outcomes = _run(shared, tasks, keys, jobs, KeptRuns(None if output is None else Path(output)), progress)
     failures = [outcome for outcome in outcomes if isinstance(outcome, RunFailure)]
     if len(failures) == len(outcomes):
         raise ValueError(f"every run failed; {failures[0]}")
-    records += [outcome for outcome in outcomes if isinstance(outcome, RunRecord)]
     comparison = Comparison(
-        records=records,
+        records=[run.record for run in naive_runs] + [run for run in outcomes if isinstance(run, RunRecord)],
         minutes=[target.interval.total_seconds() / 60 * (step + 1) for step in range(horizon)],
         unit=target.units[0] if target.num_channels == 1 else "",
         protocol={
@@ -181,14 +179,19 @@ def compare(
             "model": model.as_dict() if isinstance(model, ModelConfig) else repr(probe),
             "parameters": sum(parameter.numel() for parameter in probe.parameters()),
             "strategies": [asdict(strategy) for strategy in chosen],
+            "naive": list(naive),
             "device": device,
             "threads": threads,
+            "fingerprints": shared.fingerprints,
             "versions": _versions(),
         },
         seconds=time.perf_counter() - started,
         failures=failures,
     )
     if output is not None:
+        for run in naive_runs:
+            save_details(output, str(run.record.key), run.details)
+        save_details(output, CITY, city_arrays(test, shared.excerpt, shared.fingerprints["test"]))
         comparison.save(output)
         from .plots import plot_comparison
 
@@ -214,24 +217,38 @@ class _Shared:
     sources: tuple[City, ...]
     build: Callable[[], torch.nn.Module]
     size: tuple[int, int]
+    excerpt: Excerpt
     settings: dict[str, Any]
     threads: int
     device: str
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """SHA-256 of all that is learned from and measured on."""
+        return {
+            "visible": self.visible.fingerprint(),
+            "test": self.test.fingerprint(),
+            "sources": [city.fingerprint() for city in self.sources],
+        }
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every result depends on."""
+        marks = self.fingerprints
+        return {"visible": [self.visible.name, marks["visible"]], "test": marks["test"], "versions": _versions()}
 
 
 def _keys(shared: _Shared, tasks: Sequence[tuple[Strategy, int]], model: ModelConfig | torch.nn.Module) -> list[str]:
     """What tells the result of each run from others, also when the comparison is made again."""
     about = {
         **shared.settings,
+        **shared.about,
         "size": shared.size,
         "model": model.as_dict() if isinstance(model, ModelConfig) else [repr(model), _digest(model.state_dict())],
-        "visible": [shared.visible.name, shared.visible.fingerprint()],
-        "test": shared.test.fingerprint(),
         "threads": shared.threads,
         "device": shared.device,
-        "versions": _versions(),
     }
-    sources = [[city.name, city.fingerprint()] for city in shared.sources]
+    sources = [[city.name, mark] for city, mark in zip(shared.sources, shared.fingerprints["sources"], strict=True)]
     return [
         run_key(
             {
@@ -265,12 +282,13 @@ def _run(
     steps = shared.settings["steps"]
     total = len(tasks) * steps
 
-    def finish(number: int, outcome: RunRecord | RunFailure) -> None:
-        found[number] = outcome
-        if isinstance(outcome, RunRecord):
-            kept.add(keys[number], outcome)
-        else:
+    def finish(number: int, outcome: FinishedRun | RunFailure) -> None:
+        if isinstance(outcome, RunFailure):
             logger.warning("failed: %s", outcome)
+            found[number] = outcome
+        else:
+            found[number] = record = replace(outcome.record, key=keys[number])
+            kept.add(keys[number], record, outcome.details)
         if progress is not None:
             progress(len(found) * steps, total)
 
@@ -300,34 +318,39 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _naive_records(
-    names: Sequence[str], visible: City, test: City, history: int, horizon: int, validation_days: float
-) -> list[RunRecord]:
-    training_split(visible, validation_days, history)[0].windows(history, horizon)  # one error for too few days
-    records = []
+def _naive_runs(names: Sequence[str], shared: _Shared) -> list[FinishedRun]:
+    visible, test, size = shared.visible, shared.test, shared.size
+    validation_days = shared.settings["validation_days"]
+    training_split(visible, validation_days, size[0])[0].windows(*size)  # one error for too few days
+    runs = []
     for name in names:
         if name not in NAIVE_FITS:
             raise ValueError(f"naive: expected some of {', '.join(NAIVE_FITS)}, found {name!r}")
         started = time.perf_counter()
-        forecast = NAIVE_FITS[name](visible, history, horizon, validation_days)
+        forecast = NAIVE_FITS[name](visible, *size, validation_days)
         seconds = time.perf_counter() - started
-        records.append(RunRecord(name, None, measure_naive(forecast, test, history, horizon), seconds))
-    return records
+        details = ErrorDetails(test, shared.excerpt)
+        errors = measure_naive(forecast, test, *size, details)
+        key = run_key({"naive": name, "size": size, "validation_days": validation_days, **shared.about})
+        runs.append(FinishedRun(RunRecord(name, None, errors, seconds, key=key), details.arrays()))
+    return runs
 
 
 def _train_and_measure(
     shared: _Shared, strategy: Strategy, seed: int, progress: Callable[[int, int], None] | None = None
-) -> RunRecord:
+) -> FinishedRun:
     test, size = shared.test, shared.size
+    details = ErrorDetails(test, shared.excerpt)
     with _threads(shared.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = shared.build().to(shared.device)
         result = fit(model, shared.visible, shared.sources, strategy, seed=seed, progress=progress, **shared.settings)
-        errors = measure(model, test, result.scaler, *size, support=result.support, blocks=result.blocks)
+        errors = measure(model, test, result.scaler, *size, result.support, result.blocks, details)
+        shown = fit_arrays(result, shared.visible, shared.sources, size[0])
         digest = _digest({**model.state_dict(), **result.scaler.state_dict()})
         model.load_state_dict(result.last_model)
-        last = measure(model, test, result.scaler, *size, support=result.support, blocks=result.blocks)
-    return RunRecord(
+        last = measure(model, test, result.scaler, *size, result.support, result.blocks)
+    record = RunRecord(
         strategy.name,
         seed,
         errors,
@@ -340,6 +363,7 @@ def _train_and_measure(
         sources=[verdict.as_dict() for verdict in result.verdicts],
         guard_seconds=result.guard_seconds,
     )
+    return FinishedRun(record, {**details.arrays(), **shown})
 
 
 @contextmanager
@@ -359,29 +383,3 @@ def _digest(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def measure(
-    model: torch.nn.Module,
-    city: City,
-    scaler: StandardScaler,
-    history: int,
-    horizon: int,
-    support: SupportProfile | None = None,
-    blocks: NodeBlocks | None = None,
-) -> Errors:
-    """Errors of a model's forecasts on all windows of a city, in original units."""
-    errors = HorizonErrors(horizon)
-    windows = city.windows(history, horizon)
-    for batch, forecast in forecast_windows(model, windows, scaler, support=support, blocks=blocks):
-        errors.update(forecast, batch.y, batch.y_mask)
-    return errors.compute()
-
-
-def measure_naive(forecast: NaiveForecast, city: City, history: int, horizon: int) -> Errors:
-    """Errors of a naive forecast on all windows of a city, in original units."""
-    errors = HorizonErrors(horizon)
-    at_once = max(1, min(64, MOST_AT_ONCE // city.num_nodes))
-    for batch in city.windows(history, horizon).batches(at_once):
-        errors.update(forecast(batch, city), batch.y, batch.y_mask)
-    return errors.compute()

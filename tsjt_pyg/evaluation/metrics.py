@@ -67,14 +67,16 @@ class HorizonErrors:
         # Rows: absolute error, squared error, relative error, entries, entries with y != 0.
         self._sums = torch.zeros(5, horizon, dtype=torch.float64)
 
-    def update(self, forecast: Tensor, y: Tensor, mask: Tensor) -> None:
-        """Adds a batch ``[B, T_out, N, C]``."""
+    def update(self, forecast: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        """Adds a batch ``[B, T_out, N, C]``; returns its absolute errors, float64, 0 where nothing was observed."""
         other = [dim for dim in range(y.dim()) if dim != 1]
         error = (forecast.double() - y.double()).masked_fill(~mask, 0.0)
         nonzero = mask & (y != 0)
-        share = (error.abs() / y.double().abs().masked_fill(~nonzero, 1.0)).masked_fill(~nonzero, 0.0)
-        parts = (error.abs(), error.square(), share, mask.double(), nonzero.double())
+        absolute = error.abs()
+        share = (absolute / y.double().abs().masked_fill(~nonzero, 1.0)).masked_fill(~nonzero, 0.0)
+        parts = (absolute, error.square(), share, mask.double(), nonzero.double())
         self._sums += torch.stack([part.sum(dim=other) for part in parts]).cpu()
+        return absolute
 
     def compute(self) -> Errors:
         """The pooled errors.

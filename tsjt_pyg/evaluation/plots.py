@@ -11,16 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.atomic import atomic_path
+from .palette import COLOURS, DASHES, MARKERS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from .table import Comparison
-
-# Okabe and Ito's palette (2008), without its yellow, which is hard to see on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
-_MARKERS = "osD^vP*"
-_DASHES = (":", "--", "-.", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1)))
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
@@ -38,7 +34,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     naive = [name for name in comparison.names if name not in trained]
     style = {
         name: {"color": colour, "marker": marker}
-        for name, colour, marker in zip(trained, cycle(_COLOURS), cycle(_MARKERS), strict=False)
+        for name, colour, marker in zip(trained, cycle(COLOURS), cycle(MARKERS), strict=False)
     }
     minutes = np.asarray(comparison.minutes)
     # A historical average far above the rest would press the lines together, so it may leave
@@ -48,7 +44,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     )
     margin = 0.08 * (near.max() - near.min()) or 1.0
     left.set_ylim(near.min() - margin, near.max() + margin)
-    for name, dash in zip(naive, cycle(_DASHES), strict=False):
+    for name, dash in zip(naive, cycle(DASHES), strict=False):
         mae = comparison.runs(name)[0].errors.mae
         label = name if min(mae) < near.max() + margin else f"{name} (above the picture)"
         left.plot(minutes, mae, color="0.55", linestyle=dash, linewidth=1.5, label=label)
@@ -109,7 +105,7 @@ def plot_conflict(frame: pd.DataFrame, path: str | Path, *, window: int | None =
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, 1])
     right = bottom.twinx()
     names = list(dict.fromkeys(steps.index.get_level_values("source")))
-    for name, colour, marker in zip(names, cycle(_COLOURS), cycle(_MARKERS), strict=False):
+    for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS), strict=False):
         of_source = steps.loc[name]
         mean = of_source.rolling(window, min_periods=1).mean()
         opposed = of_source["cosine"] < 0

@@ -108,7 +108,7 @@ def plot_shared_prompts(
     panels = figure.subplots(1, len(cities), squeeze=False)[0]
     for axes, city, share, lead in zip(panels, cities, shares, leading, strict=True):
         assert city.pos is not None
-        pos = _side_by_side(city.pos.cpu().numpy())
+        pos = side_by_side(city.pos.cpu().numpy())
         index = city.edge_index.cpu().numpy()
         lines = np.stack([pos[index[0]], pos[index[1]]], axis=1)[..., ::-1]
         axes.add_collection(LineCollection(list(lines), colors="0.82", linewidths=0.8, zorder=1))
@@ -132,7 +132,7 @@ def plot_shared_prompts(
     return path
 
 
-def _side_by_side(pos: np.ndarray) -> np.ndarray:
+def side_by_side(pos: np.ndarray) -> np.ndarray:
     """Nodes of one place, such as the two directions of a road, on a small circle around it."""
     extent = max(float(np.ptp(pos, axis=0).max()), 1e-9)
     pairs = cKDTree(pos).query_pairs(0.006 * extent, output_type="ndarray")

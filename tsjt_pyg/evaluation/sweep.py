@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 from joblib.externals import loky
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from ..training import Strategy
+from .details import Arrays, details_file, save_details
 from .table import RunFailure, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,21 @@ CONNECT_SECONDS = 10
 Task = tuple[Strategy, int]
 """A strategy and a seed."""
 
-Run = Callable[[Any, Strategy, int], RunRecord]
+
+class FinishedRun(NamedTuple):
+    """A run's record and its details (:mod:`tsjt_pyg.evaluation.details`)."""
+
+    record: RunRecord
+    details: Arrays
+
+
+Run = Callable[[Any, Strategy, int], FinishedRun]
 """Called with what all runs share, a strategy and a seed."""
 
 _one_at_a_time = threading.Lock()  # a run sets torch's seed and threads, which the threads of a process share
 
 
-def run_all(run: Run, shared: Any, tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, RunRecord | RunFailure]]:
+def run_all(run: Run, shared: Any, tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, FinishedRun | RunFailure]]:
     """The outcome of every task with its number, in the order in which they finish.
 
     The runs are given to ``jobs`` processes, or, within ``joblib.parallel_config("dask")``, to the workers of that
@@ -60,7 +69,7 @@ def run_all(run: Run, shared: Any, tasks: Sequence[Task], jobs: int) -> Iterator
     client = dask_client()
     waiting = dict(enumerate(tasks))
 
-    def outcomes(numbers: Sequence[int], jobs: int) -> Iterator[tuple[int, RunRecord | RunFailure | None]]:
+    def outcomes(numbers: Sequence[int], jobs: int) -> Iterator[tuple[int, FinishedRun | RunFailure | None]]:
         some = {number: waiting[number] for number in numbers}
         if client is None:
             yield from _outcomes(loky.get_reusable_executor(max_workers=jobs, timeout=300), run, shared, some)
@@ -118,7 +127,7 @@ def dask_cluster(address: str) -> Iterator[None]:
 
 def _outcomes(
     executor: Executor, run: Run, shared: Any, tasks: Mapping[int, Task]
-) -> Iterator[tuple[int, RunRecord | RunFailure | None]]:
+) -> Iterator[tuple[int, FinishedRun | RunFailure | None]]:
     """The outcomes of ``tasks``; None where a process was killed that may have been the run's, and nothing for runs of
     a cluster that lost what they need."""
     with warnings.catch_warnings():
@@ -149,15 +158,15 @@ def _process_died(error: BaseException) -> bool:
     return isinstance(error, BrokenProcessPool) or (dask is not None and isinstance(error, dask.KilledWorker))
 
 
-def attempt(run: Run, shared: Any, strategy: Strategy, seed: int) -> RunRecord | RunFailure:
-    """The record of a run, or what went wrong."""
+def attempt(run: Run, shared: Any, strategy: Strategy, seed: int) -> FinishedRun | RunFailure:
+    """What a run found, or what went wrong."""
     try:
         with _one_at_a_time:
-            record = run(shared, strategy, seed)
-        as_json(record)
+            found = run(shared, strategy, seed)
+        as_json(found.record)
     except Exception as error:
         return RunFailure(strategy.name, seed, _described(error), traceback.format_exc())
-    return record
+    return found
 
 
 def _described(error: BaseException) -> str:
@@ -174,18 +183,19 @@ def as_json(record: RunRecord) -> str:
 
 
 class KeptRuns:
-    """Finished runs in a file, one line each: a killed sweep loses those only that were running.
+    """Finished runs in a folder, a line each of one file, and a file each of details: a killed sweep loses those only
+    that were running.
 
-    A line that was not written to its end, or is damaged, counts as not there.
+    A line that was not written to its end, or is damaged, counts as not there, and so does a run without its details.
 
     Args:
-        file: Created with the first run; ``None``: nothing is kept.
+        folder: Created with the first run; ``None``: nothing is kept.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
         self._records: dict[str, RunRecord] = {}
-        if file is None or not file.is_file():
+        if folder is None or not (file := folder / KEPT).is_file():
             return
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
             try:
@@ -196,20 +206,24 @@ class KeptRuns:
 
     def get(self, key: str) -> RunRecord | None:
         """The run of this key, if it is there."""
-        return self._records.get(key)
+        record = self._records.get(key)
+        if record is None or self.folder is None or not details_file(self.folder, key).is_file():
+            return None
+        return record
 
-    def add(self, key: str, record: RunRecord) -> None:
-        """Writes a finished run through to the disk.
+    def add(self, key: str, record: RunRecord, details: Arrays) -> None:
+        """Writes a finished run through to the disk, its details first.
 
         Raises:
-            OSError: If it cannot be written; names the file and the way to go on.
+            OSError: If it cannot be written; names the folder and the way to go on.
         """
-        if self.file is None:
+        if self.folder is None:
             return
+        target = self.folder / KEPT
         line = f'{{"key": "{key}", "run": {as_json(record)}}}\n'.encode()
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("ab+") as file:
+            save_details(self.folder, key, details)
+            with target.open("ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":  # the last one was not written to its end
@@ -219,8 +233,8 @@ class KeptRuns:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(
-                f"{self.file}: cannot be written ({error.strerror}); mend that, and the same comparison goes on "
-                "from the runs that are finished"
+                f"{self.folder}: a finished run cannot be written there ({error.strerror or error}); mend that, and "
+                "the same comparison goes on from the runs that are finished"
             ) from error
 
 

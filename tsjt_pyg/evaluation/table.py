@@ -37,6 +37,7 @@ class RunRecord:
         last: Errors of the parameters after the last step, whichever were chosen.
         sources: What the guard found of each source: name, error, persistence, weight.
         guard_seconds: Of ``seconds``, what the guard took.
+        key: SHA-256 of what the result depends on; tells a run kept in a folder, and its details, from others.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunRecord:
     last: Errors | None = None
     sources: list[dict[str, Any]] = field(default_factory=list)
     guard_seconds: float = 0.0
+    key: str | None = None
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunRecord:
