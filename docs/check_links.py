@@ -47,7 +47,7 @@ def main(site: Path) -> None:
     dead = dead_links(site.resolve())
     for name, pages in dead.items():
         more = f" and {len(pages) - 1} more pages" if len(pages) > 1 else ""
-        print(f"{name}: is not there, but {pages[0]}{more} leads to it")  # noqa: T201
+        print(f"{name}: is not there, but {pages[0]}{more} leads to it")
     if dead:
         raise SystemExit(f"{len(dead)} dead links")
 

@@ -45,8 +45,9 @@ myst_heading_anchors = 4
 
 add_module_names = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
-maximum_signature_line_length = 100
+maximum_signature_line_length = 120
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shapes", "params_style")]
 

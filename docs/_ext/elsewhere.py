@@ -19,7 +19,6 @@ from public_names import defined_in
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from tsjt_pyg.datasets import list_cities
 from tsjt_pyg.evaluation import Comparison
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,16 +92,15 @@ def made_pages() -> Iterator[tuple[str, str]]:
     comparisons = sorted(file.parent for file in results.glob("*/comparison.json"))
     for folder in comparisons:
         yield f"results/{folder.name}", comparison_page(folder)
-    tables = "".join(f"{file.stem}\n" for file in sorted(results.glob("*.md")))
-    runs = "".join(f"{folder.name}\n" for folder in comparisons)
-    yield "results/index", f"{RESULTS}\n{toctree(tables, 'Speed and memory, parts of the model')}\n{toctree(runs, 'Comparisons')}"
-    yield "cards/index", f"{CARDS}\n{toctree(''.join(f'{file.stem}{chr(10)}' for file in sorted(cards.glob('*.md'))))}"
+    measured = contents([file.stem for file in sorted(results.glob("*.md"))], "Speed, memory, parts of the model")
+    yield "results/index", f"{RESULTS}\n{measured}\n{contents([folder.name for folder in comparisons], 'Comparisons')}"
+    yield "cards/index", f"{CARDS}\n{contents([file.stem for file in sorted(cards.glob('*.md'))])}"
 
 
 RESULTS = """# Measured, run by run
 
-Every page here is as a command of `benchmarks/` or `tsjt compare` wrote it; it says which. What was found on real cities
-is in [Results](../../docs/results.md).
+Every page here is as a command of `benchmarks/` or `tsjt compare` wrote it; it says which. What was found on real
+cities is in [Results](../../docs/results.md).
 """
 CARDS = """# Data sets
 
@@ -117,7 +115,8 @@ def comparison_page(folder: Path) -> str:
     about = {key: value for key, value in found.protocol.items() if not isinstance(value, dict | list)}
     sources = ", ".join(found.protocol["sources"])
     title = f"# {found.protocol['target']}, {found.protocol['visible_days']:g} visible days"
-    picture = f"![Error by horizon and gain over target_only]({folder.name}.png)" if (folder / "comparison.png").exists() else ""
+    picture = f"![Error by horizon and gain over target_only]({folder.name}.png)"
+    picture = picture if (folder / "comparison.png").exists() else ""
     rows = "\n".join(f"| {key} | {value} |" for key, value in about.items())
     versions = ", ".join(f"{name} {number}" for name, number in found.protocol["versions"].items())
     return (
@@ -126,9 +125,9 @@ def comparison_page(folder: Path) -> str:
     )
 
 
-def toctree(pages: str, caption: str = "") -> str:
+def contents(pages: list[str], caption: str = "") -> str:
     named = f":caption: {caption}\n" if caption else ""
-    return f"```{{toctree}}\n:maxdepth: 1\n{named}\n{pages}```\n"
+    return "```{{toctree}}\n:maxdepth: 1\n{}\n{}\n```\n".format(named, "\n".join(pages))
 
 
 def make_pages(app: Sphinx) -> None:

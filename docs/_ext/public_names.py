@@ -1,7 +1,7 @@
 """Which names are public, and one entry of the inventory for each place that an object is public at.
 
-``City`` can be had from ``tsjt_pyg`` and ``tsjt_pyg.data``: the API reference describes it once, and the other name leads
-there.
+``City`` can be had from ``tsjt_pyg`` and ``tsjt_pyg.data``: the API reference describes it once, and the other name
+leads there.
 """
 
 from collections.abc import Iterator
