@@ -54,7 +54,9 @@ for k in rng.permutation([s for s in range(len(streets)) for _ in range(3)])[:30
     (lat, lon), (lat2, lon2) = place[street[at]], place[street[at + 1]]
     part = rng.uniform(0.2, 0.8)
     bearing = 90 if k < rows else 0
-    sensors.append((lat + part * (lat2 - lat) - 4e-5, lon + part * (lon2 - lon) + 4e-5, bearing, 50 if k in (2, 8) else 30))
+    sensors.append(
+        (lat + part * (lat2 - lat) - 4e-5, lon + part * (lon2 - lon) + 4e-5, bearing, 50 if k in (2, 8) else 30)
+    )
 sensors.append((52.02, 4.35, 0, 30))
 sensors = pd.DataFrame(sensors, columns=["lat", "lon", "bearing", "limit"])
 sensors.insert(0, "loop", [f"L{k:02d}" for k in range(len(sensors))])
