@@ -76,9 +76,9 @@ helped = train(3, "tsjt")
 print(*helped.verdicts, sep="\n")
 
 # %%
-# A zero-shot error of 1 says: after a few steps on this source, and none on the target, the network forecasts the target
-# as well as the best guess that needs no network. From a city like that something can be learned. (Persistence is how
-# well a reading tells the next ones, next to the target's.)
+# A zero-shot error of 1 says: after a few steps on this source, and none on the target, the network forecasts the
+# target as well as the best guess that needs no network. From a city like that something can be learned. (Persistence
+# is how well a reading tells the next ones, next to the target's.)
 #
 # Better than what?
 # -----------------

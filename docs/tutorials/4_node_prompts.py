@@ -97,8 +97,8 @@ found = pd.DataFrame(
 print(found.round(3).to_string())
 
 # %%
-# No. The rows differ as much as the columns do, and that is what was found in the real cities of :doc:`/results` too: what
-# prompts gain cannot be told from chance. They are therefore off unless you ask for them (``num_prompts=16``,
+# No. The rows differ as much as the columns do, and that is what was found in the real cities of :doc:`/results` too:
+# what prompts gain cannot be told from chance. They are therefore off unless you ask for them (``num_prompts=16``,
 # ``--prompts 16``). What they do give you is a look at what the network takes for alike.
 #
 # Which roads share prompts
@@ -123,8 +123,8 @@ leading = pd.DataFrame({each.name: share.argmax(dim=1).bincount(minlength=8) for
 print(leading.rename_axis("leading slot").T.to_string())
 
 # %%
-# Few slots lead at most nodes. With ``top_k`` a slot that nobody chooses learns nothing; a loss that keeps all in use is
-# in :doc:`/prompts`.
+# Few slots lead at most nodes. With ``top_k`` a slot that nobody chooses learns nothing; a loss that keeps all in use
+# is in :doc:`/prompts`.
 #
 # The picture
 # -----------
