@@ -194,7 +194,7 @@ for panel, title, errors in (("three", "Three visible days", three_days), ("one"
         axes[panel].plot(minutes, errors[name], label=name, **style)
     axes[panel].set(xlabel="time ahead (minutes)", ylabel="MAE (km/h)", ylim=(1.4, 3.8), xticks=minutes[2::3])
     axes[panel].set_title(
-        f"{title} (historical average: {errors['historical average'][0]:.1f})", loc="left", fontsize=10
+        f"{title} (historical average {errors['historical average'][0]:.1f})", loc="left", fontsize=10
     )
     axes[panel].grid(alpha=0.3)
 axes["one"].legend(fontsize=9)

@@ -97,8 +97,8 @@ found = pd.DataFrame(
 print(found.round(3).to_string())
 
 # %%
-# No. The rows differ as much as the columns do, and that is what was found in the real cities of :doc:`/results` too:
-# what prompts gain cannot be told from chance. They are therefore off unless you ask for them (``num_prompts=16``,
+# No. The rows differ as much as the columns do, and so it was in the real cities of :doc:`/results`: what prompts change
+# cannot be told from chance (one run a city there). They are therefore off unless you ask for them (``num_prompts=16``,
 # ``--prompts 16``). What they do give you is a look at what the network takes for alike.
 #
 # Which roads share prompts
@@ -147,9 +147,9 @@ above.imshow(maps)
 above.set_axis_off()
 used = [slot for slot in leading.index if leading.loc[slot].sum() > 0]
 generator = torch.Generator().manual_seed(0)
-for each, share, speed, colour, marker, side in zip(
-    cities, shares, speeds, ("#0072B2", "#D55E00"), "os", (-0.18, 0.18)
-):
+looks = {rich.name: ("#0072B2", "o", -0.18), city.name: ("#D55E00", "s", 0.18)}
+for each, share, speed in zip(cities, shares, speeds):
+    colour, marker, side = looks[each.name]
     row = torch.tensor([used.index(slot) for slot in share.argmax(dim=1).tolist()])
     spread = 0.2 * (torch.rand(each.num_nodes, generator=generator) - 0.5)
     below.scatter(row + side + spread, speed, s=14, color=colour, marker=marker, alpha=0.7, label=each.name)
