@@ -97,9 +97,9 @@ found = pd.DataFrame(
 print(found.round(3).to_string())
 
 # %%
-# No. The rows differ as much as the columns do, and so it was in the real cities of :doc:`/results`: what prompts change
-# cannot be told from chance (one run a city there). They are therefore off unless you ask for them (``num_prompts=16``,
-# ``--prompts 16``). What they do give you is a look at what the network takes for alike.
+# No. The rows differ as much as the columns do, and so it was in the real cities of :doc:`/results`: what prompts
+# change cannot be told from chance (one run a city there). They are therefore off unless you ask for them
+# (``num_prompts=16``, ``--prompts 16``). What they do give you is a look at what the network takes for alike.
 #
 # Which roads share prompts
 # -------------------------
