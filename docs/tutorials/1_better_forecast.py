@@ -76,9 +76,9 @@ helped = train(3, "tsjt")
 print(*helped.verdicts, sep="\n")
 
 # %%
-# A zero-shot error of 1 says: after a few steps on this source, and none on the target, the network forecasts the target
-# as well as the best guess that needs no network. From a city like that something can be learned. (Persistence is how
-# well a reading tells the next ones, next to the target's.)
+# A zero-shot error of 1 says: after a few steps on this source, and none on the target, the network forecasts the
+# target as well as the best guess that needs no network. From a city like that something can be learned. (Persistence
+# is how well a reading tells the next ones, next to the target's.)
 #
 # Better than what?
 # -----------------
@@ -193,14 +193,16 @@ for panel, title, errors in (("three", "Three visible days", three_days), ("one"
     for name, style in styles.items():
         axes[panel].plot(minutes, errors[name], label=name, **style)
     axes[panel].set(xlabel="time ahead (minutes)", ylabel="MAE (km/h)", ylim=(1.4, 3.8), xticks=minutes[2::3])
-    axes[panel].set_title(f"{title} (historical average: {errors['historical average'][0]:.1f})", loc="left", fontsize=10)
+    axes[panel].set_title(
+        f"{title} (historical average {errors['historical average'][0]:.1f})", loc="left", fontsize=10
+    )
     axes[panel].grid(alpha=0.3)
 axes["one"].legend(fontsize=9)
 plt.show()
 
 # %%
-# Neither network sees the jam come: the roads around it were still free half an hour before. What they know better than
-# a guess is how a jam goes on, and that it ends.
+# An error of two kilometres an hour on average is nearly nothing at most times and much in a jam. Neither network sees
+# the jam come half an hour before; both follow it, and differ in when they expect it to end.
 #
 # What to remember
 # ----------------

@@ -4,8 +4,8 @@ Your own city, from OpenStreetMap and a sensor table
 
 You have an export of OpenStreetMap, a list of sensors, and a table of readings that somebody sent you. At the end of
 this page they are a city: roads and sensors joined, oddities of the table found and told, readings that cannot be true
-taken out, the next hour forecast, and two other cities asked for help. It takes a quarter of an hour to read and half a minute
-to run. Reading OpenStreetMap's XML needs one more package, ``pip install "tsjt-pyg[osm]"``.
+taken out, the next hour forecast, and two other cities asked for help. It takes a quarter of an hour to read and half a
+minute to run. Reading OpenStreetMap's XML needs one more package, ``pip install "tsjt-pyg[osm]"``.
 """
 
 # %%
@@ -54,7 +54,9 @@ for k in rng.permutation([s for s in range(len(streets)) for _ in range(3)])[:30
     (lat, lon), (lat2, lon2) = place[street[at]], place[street[at + 1]]
     part = rng.uniform(0.2, 0.8)
     bearing = 90 if k < rows else 0
-    sensors.append((lat + part * (lat2 - lat) - 4e-5, lon + part * (lon2 - lon) + 4e-5, bearing, 50 if k in (2, 8) else 30))
+    sensors.append(
+        (lat + part * (lat2 - lat) - 4e-5, lon + part * (lon2 - lon) + 4e-5, bearing, 50 if k in (2, 8) else 30)
+    )
 sensors.append((52.02, 4.35, 0, 30))
 sensors = pd.DataFrame(sensors, columns=["lat", "lon", "bearing", "limit"])
 sensors.insert(0, "loop", [f"L{k:02d}" for k in range(len(sensors))])
@@ -104,8 +106,8 @@ print(roads)
 # ---------
 #
 # The table of readings is as such tables are. Columns have names that nobody guesses, the day comes before the month,
-# missing readings are ``NA``, rows are in no order and some are there twice, and every fifth sensor is in miles an hour.
-# Nothing of this needs to be repaired by hand; you say what is meant, and the report says what was done.
+# missing readings are ``NA``, rows are in no order and some are there twice, and every fifth sensor is in miles an
+# hour. Nothing of this needs to be repaired by hand; you say what is meant, and the report says what was done.
 
 from tsjt_pyg.data import read_tables
 
@@ -248,16 +250,17 @@ found = {
 print(pd.Series(found, name="MAE (km/h)").round(2).to_string())
 
 # %%
-# The guard has left out both sources: after a few steps on one of them, the network forecast the town worse than a guess
-# does. That is no failure. The town was made with a formula, of another kind than the simulated traffic, and what does
-# not help must not hurt. Where no source is left, ``tsjt`` spends the steps on the target alone, twice as many as
+# The guard has left out both sources: after a few steps on one of them, the network forecast the town worse than a
+# guess does. That is no failure. The town was made with a formula, of another kind than the simulated traffic, and what
+# does not help must not hurt. Where no source is left, ``tsjt`` spends the steps on the target alone, twice as many as
 # ``target_only`` had. Try sources that are like your city; :doc:`/transfer` says what the guard looks at.
 #
 # The picture
 # -----------
 #
-# :func:`~tsjt_pyg.evaluation.plot_city` draws a city on its roads, here at five in the afternoon of the first day. Below
-# it, a Monday of the test period at the sensor whose speed varies most, with what had been forecast an hour before.
+# :func:`~tsjt_pyg.evaluation.plot_city` draws a city on its roads, here at five in the afternoon of the first day.
+# Below it, a Monday of the test period at the sensor whose speed varies most, with what had been forecast an hour
+# before.
 
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
@@ -298,5 +301,5 @@ folder.cleanup()
 # - ``city.save("town.npz")`` keeps it for :meth:`City.load <tsjt_pyg.City.load>`; a folder with ``readings.csv`` and
 #   ``sensors.csv`` is also a city for the command line.
 #
-# Where to go next: :doc:`/own_city` for tables, :doc:`/road_networks` for roads, :doc:`/repair` for what can be wrong with
-# readings and times, and :doc:`/serving` to forecast all day from files that change.
+# Where to go next: :doc:`/own_city` for tables, :doc:`/road_networks` for roads, :doc:`/repair` for what can be wrong
+# with readings and times, and :doc:`/serving` to forecast all day from files that change.
