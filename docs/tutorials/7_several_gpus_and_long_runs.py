@@ -2,9 +2,9 @@
 Several GPUs, and long runs
 ===========================
 
-A training that takes a night should use all the GPUs there are, and a crash should cost minutes of it, not the night. At
-the end of this page you have trained one model by two processes, stopped them on the way, gone on, and seen that the
-result has the same bits as that of a run which nobody stopped. On the CPU, so that it runs anywhere; with GPUs the
+A training that takes a night should use all the GPUs there are, and a crash should cost minutes of it, not the night.
+At the end of this page you have trained one model by two processes, stopped them on the way, gone on, and seen that
+the result has the same bits as that of a run which nobody stopped. On the CPU, so that it runs anywhere; with GPUs the
 commands are the same but for two options. It takes ten minutes to read and one to run. You need
 ``pip install 'tsjt-pyg[fabric]'``.
 """

@@ -289,8 +289,8 @@ plt.show()
 temporary.cleanup()
 
 # %%
-# The road is jammed on the afternoons of all three visible days, so the model sees that jam come and only is late with
-# its end. On none of these mornings was there one, and nobody told the model about Friday's.
+# The road is jammed on the afternoons of all three visible days, and the model sees that jam come and go. On none of
+# their mornings was there one, and nobody told the model about Friday's.
 #
 # What to remember
 # ----------------
