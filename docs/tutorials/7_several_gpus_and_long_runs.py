@@ -2,8 +2,8 @@
 Several GPUs, and long runs
 ===========================
 
-A training that takes a night should use all the GPUs there are, and a crash should cost minutes of it and not the night.
-At the end of this page you have trained one model by two processes, stopped them in the middle, gone on, and seen that
+A training that takes a night should use all the GPUs there are, and a crash should cost minutes of it, not the night.
+At the end of this page you have trained one model by two processes, stopped them on the way, gone on, and seen that
 the result has the same bits as that of a run which nobody stopped. On the CPU, so that it runs anywhere; with GPUs the
 commands are the same but for two options. It takes ten minutes to read and one to run. You need
 ``pip install 'tsjt-pyg[fabric]'``.
@@ -20,8 +20,8 @@ commands are the same but for two options. It takes ten minutes to read and one 
 #
 #    torchrun --standalone --nproc-per-node=2 -m tsjt_pyg train --target demo/riverton --output runs/a
 #
-# Below, the same command is typed by Python (``python -m torch.distributed.run`` is torchrun), so that this page can run
-# by itself. On the CPU the processes talk by *gloo*, on GPUs by *nccl*, a GPU each: add ``--device cuda`` and, with
+# Below, Python types the same command (``python -m torch.distributed.run`` is torchrun), so that this page can run by
+# itself. On the CPU the processes talk by *gloo*, on GPUs by *nccl*, a GPU each: add ``--device cuda`` and, with
 # recent cards, ``--precision bf16-mixed``. Model and training are tiny here, so that the page is quick.
 
 import os
@@ -37,7 +37,15 @@ runs = Path(temporary.name)
 
 torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 command = ["-m", "tsjt_pyg", "train", "--target", "demo/riverton", "--strategy", "tsjt"]
-settings = "--cell GRU --hidden 8 --no-profile --batch-size 8 --lr 0.01 --steps 150 --checkpoint-every 50".split()
+settings = [
+    "--cell=GRU",
+    "--hidden=8",
+    "--no-profile",
+    "--batch-size=8",
+    "--lr=0.01",
+    "--steps=150",
+    "--checkpoint-every=50",
+]
 
 
 def start(name, *more):
@@ -67,8 +75,8 @@ show(text)
 # averaged over the processes *before* the filter compared them. So the result is that of one process up to rounding
 # (:doc:`/clusters` says how far apart they were), and no setting has to be tuned again for another number of GPUs.
 #
-# Stopped in the middle
-# ---------------------
+# Stopped on the way
+# ------------------
 #
 # The same training once more, in another folder. As soon as its first checkpoint lies there, we send SIGTERM, as a
 # cluster does that wants its machine back. (Where the run is at that moment depends on the machine.)
@@ -85,8 +93,9 @@ show(text)
 # Both processes ended the step they were at, agreed on that step, and wrote one more checkpoint. torchrun passes the
 # signal on and kills what has not ended after 30 seconds; one step and its checkpoint have to be faster than that.
 #
-# The folder of the run holds the newest checkpoint, ``last.pt``, the ones before it, and ``best.pt``, the model that one
-# would forecast with. Any of them is an ordinary file of ``torch.save``, and holds no code:
+# The folder of the run holds the newest checkpoint, ``last.pt``, the one before it (``--keep-checkpoints`` says how
+# many), and ``best.pt``, the model that one would forecast with. Each is an ordinary file of ``torch.save`` that holds
+# no code, so it can be read with ``weights_only=True``:
 
 import torch
 
@@ -96,9 +105,7 @@ def load(name, file="last.pt"):
 
 
 for file in sorted((runs / "stopped").glob("*.pt")):
-    print(f"{file.name:10} {file.stat().st_size / 1024:6.0f} KiB", end="")
-    content = load("stopped", file.name)
-    print(f"   step {content['step']}" if "step" in content else "   a model to forecast with")
+    print(f"{file.name:10} step {load('stopped', file.name)['step']:3}, {file.stat().st_size / 1024:3.0f} KiB")
 
 at_stop = load("stopped")
 print("last.pt holds:", ", ".join(at_stop))
@@ -133,7 +140,8 @@ print("stopped after step", at_stop["step"], "of", resumed["step"])
 print("parameters:", same_bits(whole["model"], resumed["model"]))
 print("their running average, which forecasts:", same_bits(whole["best_model"], resumed["best_model"]))
 print("log:", whole["log"] == resumed["log"])
-print("every step's conflict:", (runs / "whole/conflict.csv").read_bytes() == (runs / "stopped/conflict.csv").read_bytes())
+conflicts = [(runs / name / "conflict.csv").read_bytes() for name in ("whole", "stopped")]
+print("cosine and conflict of every step:", conflicts[0] == conflicts[1])
 assert same_bits(whole["model"], resumed["model"])
 
 # %%
@@ -184,8 +192,8 @@ conflict = pd.read_csv(runs / "stopped/conflict.csv")
 
 figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
 above.plot(*curve(whole["log"]), color="0.8", linewidth=8, label="never stopped", solid_capstyle="round")
+above.plot(*curve(at_stop["log"]), color="#D55E00", marker="s", label="until the stop", zorder=3)
 above.plot(*curve(after), color="#0072B2", marker="o", label="after --resume")
-above.plot(*curve(at_stop["log"]), color="#D55E00", marker="s", label="until the stop")
 above.set(ylabel="validation loss\n(MAE in standard deviations)")
 above.legend()
 
