@@ -164,8 +164,10 @@ for city, colour in ((rich, ORANGE), (visible, BLUE)):
     scaled = observed(scaler.transform(batch.x), batch.x_mask)[one, :, chosen, 0]
     for ax, values in zip(axes, (raw, scaled, scaled - scaled[:, -1:]), strict=True):
         ax.plot(minutes, values.T, color=colour, lw=0.8, alpha=0.8)
-for ax, title, unit in zip(axes, ["as read", "scaled", "scaled and centred"], ["km/h", "σ", "σ"], strict=True):  # noqa: RUF001
-    ax.set(title=title, xlabel="minutes", ylabel=unit)
+for ax, title in zip(axes, ["as read", "scaled", "scaled and centred"], strict=True):
+    ax.set(
+        title=title, xlabel="minutes", ylabel="speed (km/h)" if title == "as read" else "speed (standard deviations)"
+    )
 figure.legend(
     handles=[Line2D([], [], color=ORANGE, label="ringwood"), Line2D([], [], color=BLUE, label="riverton")],
     loc="outside lower center",
