@@ -42,6 +42,8 @@ pygments_dark_style = "monokai"
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
+nitpicky = True  # a name of ours that has no entry is a dead link; those of others are only text here
+nitpick_ignore_regex = [("py:.*", r"(?!tsjt_pyg\.).*|.*\.T")]
 
 add_module_names = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}

@@ -35,11 +35,18 @@ def defined_in(file: str) -> str:
 
 
 def add_aliases(app: Sphinx, env: BuildEnvironment) -> None:
+    """Other names of what is described, its members among them: other public ones, and where it is defined."""
     described = env.domains.python_domain.objects
-    entries = {id(found): described[name] for name, found in public_names() if name in described}
-    for name, found in public_names():
-        if name not in described and id(found) in entries:
-            described[name] = entries[id(found)]._replace(aliased=True)
+    homes = {id(found): name for name, found in public_names() if name in described}
+    others = [(name, homes[id(found)]) for name, found in public_names() if id(found) in homes]
+    others += [
+        (f"{found.__module__}.{found.__qualname__}", homes[id(found)])
+        for _, found in public_names()
+        if id(found) in homes and hasattr(found, "__qualname__")
+    ]
+    for other, home in others:
+        for name in [name for name in described if name == home or name.startswith(f"{home}.")]:
+            described.setdefault(other + name.removeprefix(home), described[name]._replace(aliased=True))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

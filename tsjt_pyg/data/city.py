@@ -192,7 +192,7 @@ class City:
 
         Args:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
-            graph: See :func:`~tsjt_pyg.data.graph.road_network_from_networkx`.
+            graph: See :func:`~tsjt_pyg.data.road_network.road_network_from_networkx`.
             nodes: Whether ``"junctions"`` or road ``"segments"`` are the nodes.
             length: Edge attribute with metres.
             sigma: Metres; default: the root mean square of the distances.
@@ -336,19 +336,19 @@ class City:
 
     @property
     def step_of_day(self) -> Tensor:
-        """Which step of its day each step is, in ``0 .. steps_per_day - 1``: int64 ``[T]``."""
+        """Which step of its day each step is, int64 ``[T]`` in ``0 .. steps_per_day - 1``."""
         first = int((self.start - self.start.normalize()) // self.interval)
         return (torch.arange(self.num_steps) + first) % self.steps_per_day
 
     @property
     def time_of_day(self) -> Tensor:
-        """Fraction of the day of each step, in [0, 1): float32 ``[T]``."""
+        """Fraction of the day of each step, float32 ``[T]`` in [0, 1)."""
         late = (self.start - self.start.normalize()) % self.interval / _DAY
         return self.step_of_day.to(torch.float32) / self.steps_per_day + late
 
     @property
     def day_of_week(self) -> Tensor:
-        """Day of the week of each step, 0 = Monday: int64 ``[T]``."""
+        """Day of the week of each step, int64 ``[T]``, 0 = Monday."""
         first = int((self.start - self.start.normalize()) // self.interval)
         return ((torch.arange(self.num_steps) + first) // self.steps_per_day + self.start.day_of_week) % 7
 
@@ -451,7 +451,16 @@ class City:
         return FewShotSplit(self.between(0, border), self.between(border, self.num_steps))
 
     def windows(self, history: int = 12, horizon: int = 12, stride: int = 1) -> Windows:
-        """All windows of ``history`` steps followed by ``horizon`` steps, without copying a reading."""
+        """All windows of ``history`` steps followed by ``horizon`` steps, without copying a reading.
+
+        Args:
+            history: Steps that a forecast sees.
+            horizon: Steps that are forecast.
+            stride: Steps from the start of one window to that of the next.
+
+        Raises:
+            ValueError: If one of them is not a positive whole number, or the city has fewer steps than a window.
+        """
         return Windows(self, history, horizon, stride)
 
     def to_signal(self, history: int = 12, horizon: int = 12) -> Any:

@@ -204,6 +204,10 @@ def load_city(name: str | Path, root: str | Path | None = None) -> City:
 def default_sources(target: str, root: str | Path | None = None) -> list[str]:
     """The other present cities of the target's group, without those that have sensors in common with it.
 
+    Args:
+        target: Name of the target city.
+        root: As :func:`list_cities` takes it.
+
     Raises:
         ValueError: If there are none.
     """

@@ -98,12 +98,12 @@ class CityDataset(Dataset):
 
     @property
     def raw_dir(self) -> str:
-        """Where the files lie: ``<root>/<name>``."""
+        """Where the files lie, ``<root>/<name>``."""
         return str(Path(self.root) / self.name)
 
     @property
     def processed_dir(self) -> str:
-        """Where the stored city lies: ``<root>/<name>/processed``."""
+        """Where the stored city lies, ``<root>/<name>/processed``."""
         return str(Path(self.root) / self.name / "processed")
 
     @property

@@ -42,7 +42,16 @@ def masked_mape(forecast: Tensor, y: Tensor, mask: Tensor | None = None) -> Tens
 
 @dataclass
 class Errors:
-    """MAE, RMSE (original units) and MAPE (percent), by step of the horizon and over all of them."""
+    """MAE, RMSE (original units) and MAPE (percent), by step of the horizon and over all of them.
+
+    Args:
+        mae: Mean absolute error of each step of the horizon, over observed entries.
+        rmse: Root of the mean squared error of each step.
+        mape: Mean absolute error in percent of the reading, of each step, over entries that are not 0.
+        mean_mae: The MAE of all entries of all steps.
+        mean_rmse: Their RMSE, pooled over the entries, not averaged over the steps.
+        mean_mape: Their MAPE.
+    """
 
     mae: list[float]
     rmse: list[float]
@@ -54,6 +63,9 @@ class Errors:
 
 class HorizonErrors:
     """Sums of errors by step of the horizon, batch by batch, in float64.
+
+    Args:
+        horizon: Steps of the horizon.
 
     Example:
         >>> errors = HorizonErrors(horizon=2)
@@ -68,7 +80,10 @@ class HorizonErrors:
         self._sums = torch.zeros(5, horizon, dtype=torch.float64)
 
     def update(self, forecast: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Adds a batch ``[B, T_out, N, C]``; returns its absolute errors, float64, 0 where nothing was observed."""
+        """Adds a batch: ``forecast``, ``y`` and the ``mask`` of what was observed, ``[B, T_out, N, C]`` each.
+
+        Returns its absolute errors, float64, 0 where nothing was observed.
+        """
         other = [dim for dim in range(y.dim()) if dim != 1]
         error = (forecast.double() - y.double()).masked_fill(~mask, 0.0)
         nonzero = mask & (y != 0)

@@ -71,6 +71,14 @@ class CityEmbedding(Module):
         torch.nn.init.normal_(self.get_parameter(self._keys[name]), std=self.channels**-0.5)
 
     def forward(self, city: str | None) -> Tensor:
+        """The embedding of a city's nodes, ``[N, channels]``.
+
+        Args:
+            city: Name of the city.
+
+        Raises:
+            ValueError: If it was not added.
+        """
         if city not in self._keys:
             raise ValueError(
                 f"city must be one of {', '.join(map(repr, self._keys)) or 'none: no city was added'}, found {city!r}; "

@@ -236,6 +236,23 @@ class Forecaster(Module):
         profile_mask: Tensor | None = None,
         profile_same_type: Tensor | None = None,
     ) -> Tensor:
+        """The forecast of a batch of windows of one city, :math:`(B, T_{out}, N, C_{out})`, scaled as ``x`` is.
+
+        Args:
+            x: Histories :math:`(B, T_{in}, N, C)`, scaled.
+            edge_index: The road network, :math:`(2, E)`.
+            edge_weight: Its weights, :math:`(E)`; default: all 1.
+            x_mask: What of ``x`` was observed; default: all of it.
+            time_of_day: :math:`(B, T_{in})`, fraction of the day in [0, 1); default: unknown.
+            day_of_week: :math:`(B, T_{in})` int64, 0 = Monday; default: unknown.
+            city: Name of the city, for a model with a ``city_embedding``.
+            profile: Support profile :math:`(B, T_{in} + T_{out}, N, C)`, scaled as ``x``; default: nothing is known.
+            profile_mask: What of it is known; default: all of it.
+            profile_same_type: :math:`(B, T_{in} + T_{out})`, whether its days are of each step's own type; default: all.
+
+        Raises:
+            ValueError: If a shape does not fit, or the city is not one of the ``city_embedding``.
+        """
         check_window(x, edge_index, edge_weight, x_mask, time_of_day, day_of_week, self.history, self.in_channels)
         if self.profile:
             check_profile(x, self.horizon, profile, profile_mask, profile_same_type)

@@ -112,6 +112,16 @@ class GraphWaveNet(Module):
             layer.reset_parameters()
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        """What the last step of the history makes of the window, ``[B, N, out_channels]``.
+
+        Args:
+            x: ``[B, T, N, in_channels]``.
+            edge_index: ``[2, E]``.
+            edge_weight: ``[E]``; default: all 1.
+
+        Raises:
+            ValueError: If ``x`` has another number of channels.
+        """
         windows, _, nodes, channels = x.shape
         if channels != self.in_channels:
             raise ValueError(f"x must be [B, T, N, {self.in_channels}], found {list(x.shape)}")

@@ -28,6 +28,19 @@ class SavedModel:
     It holds the visible days too where the model takes a support profile (:attr:`support`), and what the guard found of
     each source (:attr:`verdicts`: who contributed, with which weight).
 
+    Args:
+        model: The model, with the chosen checkpoint's parameters.
+        scaler: That of its training: the target's statistics.
+        city_name: The target city.
+        node_ids: Its nodes, in the order of the forecasts.
+        unit: Of readings and forecasts.
+        channel: What is forecast.
+        interval: Time between two steps.
+        edge_index: The target's road network, ``[2, E]``.
+        edge_weight: Its weights, ``[E]``.
+        support: The visible days, for a model that takes a support profile.
+        verdicts: What the guard found of each source.
+
     Example:
         >>> saved = SavedModel.load("runs/a")
         >>> saved.forecast(pd.read_csv("latest.csv", index_col=0, parse_dates=True)).shape  # the next hour of 68 nodes
