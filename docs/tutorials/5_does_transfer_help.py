@@ -4,8 +4,8 @@ Does transfer help me? Reading the comparison honestly
 
 Whether other cities help *yours* is a question that you can answer by measuring, and that is easy to answer wrongly. At
 the end of this page you can read the table of :func:`~tsjt_pyg.evaluation.compare` row by row, you have seen four ways
-to fool yourself with the numbers that they give, and you have watched a source that knows nothing being found out. It takes fifteen
-minutes to read and about a minute to run, on the simulated cities of the package.
+to fool yourself with its numbers, and you have held a gain against a placebo. It takes fifteen minutes to read and
+about a minute to run, on the simulated cities of the package.
 """
 
 # %%
@@ -57,18 +57,18 @@ def decisive(comparison):
 print(decisive(comparison))
 
 # %%
-# ``mae`` is the mean absolute error in km/h over all nodes, windows and steps of the horizon of the test period, and the
-# mean over the seeds. Read the rows from the top:
+# ``mae`` is the mean absolute error in km/h over all nodes, windows and steps of the horizon of the test period, and
+# the mean over the seeds. Read the rows from the top:
 #
 # - **Naive forecasts** need no network. *Last value*: it stays as it is. *Historical average*: it will be as it was at
 #   this time on the visible day. A network that is no better than these is not worth its trouble, with or without
 #   transfer.
 # - ``target_only`` learned from the visible day alone. The gains are measured against it.
-# - ``target_only_2x`` did the same with twice the steps. A joint step computes two gradients, one of a source and one of
-#   the target, so this is the row with the *same compute* as those below it. Without it, one may take the effect of more
-#   training for the effect of other cities.
-# - ``pooled`` adds the losses of sources and target. If a clever method is no better than this, the sources help, and the
-#   cleverness does not.
+# - ``target_only_2x`` did the same with twice the steps. A joint step computes two gradients, one of a source and one
+#   of the target, so this is the row with the *same compute* as those below it. Without it, one may take the effect of
+#   more training for the effect of other cities.
+# - ``pooled`` adds the losses of sources and target. If a clever method is no better than this, the sources help, and
+#   the cleverness does not.
 # - ``tsjt`` judges the sources first, filters their gradients, and averages its parameters (:doc:`/transfer`).
 #
 # Gain, and over whom
@@ -95,9 +95,9 @@ print(advise(comparison))
 # An interval of seeds, not of days
 # ---------------------------------
 #
-# The interval says what would change with other initial parameters and other batches. It does *not* say what would change
-# with another visible day, and that may be more. Here is the same measurement (one seed) with a Tuesday and with a
-# Wednesday to learn from:
+# The interval says what would change with other initial parameters and other batches. It does *not* say what would
+# change with another visible day, and that may be more. Here is the same measurement (one seed) with a Tuesday and with
+# a Wednesday to learn from:
 
 first_days = {"Monday": comparison}
 for number, day in enumerate(("Tuesday", "Wednesday"), start=1):
@@ -128,8 +128,8 @@ print("gain of tsjt over target_only_2x, by seed:", *(f"{gain:+.1f} %" for gain 
 # %%
 # ``compare`` takes three seeds unless told otherwise, pairs them, and ``advise`` refuses to judge a single one.
 #
-# **Choosing by the test error.** Every training passes better and worse parameters on its way. If the test period chooses
-# among them, its error is no longer that of a forecast. The library lets the end of the visible days choose
+# **Choosing by the test error.** Every training passes better and worse parameters on its way. If the test period
+# chooses among them, its error is no longer that of a forecast. The library lets the end of the visible days choose
 # (``validation_loss``). Training on the target alone needs such a choice badly, as its last parameters show:
 
 rows = [
@@ -142,8 +142,8 @@ runs = pd.DataFrame(rows, columns=columns)
 print(runs.round(3).to_string(index=False))
 
 # %%
-# ``test, chosen`` counts. The smaller of the last two columns, picked row by row, would be a number that nobody can have
-# in use, where the test period has not happened yet:
+# ``test, chosen`` counts. The smaller of the last two columns, picked row by row, would be a number that nobody can
+# have in use, where the test period has not happened yet:
 
 honest, picked = runs["test, chosen"], runs[["test, chosen", "test, last step"]].min(axis=1)
 print((1 - picked / honest).mul(100).groupby(runs["name"], sort=False).max().round(1).rename("flattered by (%)"))
@@ -175,8 +175,8 @@ print(f"average of all days:        {historical_average(city):.2f} km/h, which i
 # The same leak in a scaler is smaller and harder to see. Here ``few_shot`` cuts the city first, and everything that is
 # learned, scalers, profiles and averages, is learned from ``visible``.
 #
-# **Nothing to beat.** Among networks there is always a best one, and without the first rows of the table nobody sees that
-# all of them are worse than to say "it stays as it is". The naive rows are in every table; more of them, such as
+# **Nothing to beat.** Among networks there is always a best one, and without the first rows of the table nobody sees
+# that all of them are worse than to say "it stays as it is". The naive rows are in every table; more of them, such as
 # ``"gradient boosting"``, which was hard to beat in :doc:`/results`, are a word in ``naive=(…)`` away.
 #
 # A placebo
@@ -213,8 +213,8 @@ print(f"pooled, from two real cities  {mae(comparison, 'pooled'):.2f} km/h")
 # The guard
 # ---------
 #
-# ``tsjt`` takes no placebo. Before the training, its *guard* judges each source on the visible days of the target alone,
-# and the verdicts are kept with each run:
+# ``tsjt`` takes no placebo. Before the training, its *guard* judges each source on the visible days of the target
+# alone, and the verdicts are kept with each run:
 
 for found in (comparison, shuffled):
     for verdict in found.runs("tsjt")[0].sources:
@@ -222,10 +222,10 @@ for found in (comparison, shuffled):
         print(f"{verdict['name']} {state}: error {verdict['error']:.2f}, persistence {verdict['persistence']:.2f}")
 
 # %%
-# *Error* is that of a network which saw a few steps of this source alone, on the visible day, relative to the best naive
-# forecast of it. It has to be below 1.03 here, where one day is visible. *Persistence* is how well a reading tells the
-# later ones, relative to the target's, and has to be at least 0.5. The shuffled city fails by the second. With no
-# source left, ``tsjt`` is ``target_only_2x``, and not roughly: the digests of their parameters are equal.
+# *Error* is that of a network which saw a few steps of this source alone, on the visible day, relative to the best
+# naive forecast of it. It has to be below 1.03 here, where one day is visible. *Persistence* is how well a reading
+# tells the later ones, relative to the target's, and has to be at least 0.5. The shuffled city fails by the second.
+# With no source left, ``tsjt`` is ``target_only_2x``, and not roughly: the digests of their parameters are equal.
 
 pairs = zip(comparison.runs("target_only_2x"), shuffled.runs("tsjt"), strict=True)
 print("the same parameters:", all(alone.digest == guarded.digest for alone, guarded in pairs))
@@ -286,8 +286,8 @@ plt.show()
 # - First the naive rows, then the target alone *with equal compute*, then the gain.
 # - An interval that contains 0 means: not told from chance. It is an interval of seeds; other days may change more.
 # - What the test period chose, it cannot measure.
-# - A source that has nothing to teach is left out by the guard. One that has, is not thereby sure to help: that is what the
-#   comparison is for.
+# - A source that has nothing to teach is left out by the guard. One that has, is not thereby sure to help: that is what
+#   the comparison is for.
 #
 # Where to go next: :doc:`/results` has real cities, several first days and spoiled sources of many kinds;
 # :doc:`/transfer` explains profiles, the guard and the advice; :doc:`/own_city` brings the city that you care about. On
