@@ -20,6 +20,7 @@ TESTS = (
     "data/test_describe.py",
     "data/test_repair.py",
     "data/test_road_files.py",
+    "data/test_road_network.py",
     "data/test_table_file.py",
     "data/test_tables.py",
     "data/test_windows.py",

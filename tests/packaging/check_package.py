@@ -46,7 +46,7 @@ def run(*command: str | Path, folder: Path, fails: bool = False) -> str:
 def tracked() -> set[str]:
     """The files that belong into the sdist for the package's sake, as git knows them."""
     files = run("git", "ls-files", "tsjt_pyg", "datasets", folder=ROOT).splitlines()
-    return {file for file in files if PurePosixPath(file).suffix in (".py", ".typed", ".md", ".npz")}
+    return {file for file in files if PurePosixPath(file).suffix in (".css", ".js", ".md", ".npz", ".py", ".typed")}
 
 
 def check_files(sdist: Path, wheel: Path) -> None:

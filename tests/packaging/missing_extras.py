@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from tsjt_pyg.data import read_roads, read_tables
-from tsjt_pyg.datasets import load_city, read_dcrnn, read_grid
+from tsjt_pyg.datasets import load_city, read_grid
 from tsjt_pyg.training import Processes
 
 
@@ -37,7 +37,6 @@ city = load_city("demo/riverton")
 no_plotly = "import sys; sys.modules['plotly'] = None; from tsjt_pyg.cli import app; app()"
 TRIED: list[tuple[str, Callable[[], object]]] = [
     ("osm", lambda: read_roads("streets.osm")),
-    ("hdf", lambda: read_dcrnn("speed.h5", "distances.csv")),
     ("hdf", lambda: read_grid("speed.h5")),
     ("parquet", lambda: read_tables("speed.parquet", "sensors.csv")),
     ("dask", tsjt("-m", "tsjt_pyg", "compare", "--target", "demo/riverton", "--dask", "tcp://127.0.0.1:1")),

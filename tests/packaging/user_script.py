@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam
-from torch_geometric_temporal.nn.recurrent import GConvGRU  # type: ignore[import-untyped] # after tsjt_pyg
 
 import tsjt_pyg
 from tsjt_pyg import City, CityPairLoader, Forecaster, NodePrompting, TargetSkewedOptimizer, check_transferable
@@ -31,6 +30,7 @@ from tsjt_pyg.training import (
     forecast_windows,
     progress_bar,
 )
+from torch_geometric_temporal.nn.recurrent import GConvGRU  # type: ignore[import-untyped] # after tsjt_pyg
 
 
 def cities() -> tuple[City, City]:
@@ -64,7 +64,7 @@ def own_cities() -> None:
     made = [
         City.from_adjacency(readings, ring, name="a", channels="speed", units="km/h", start="2026-01-05"),
         City.from_edge_index(readings, ends, torch.ones(4), interval="5min"),
-        City.from_distances(readings, 100 * ring, sigma=50.0, positions=place),
+        City.from_distances(readings, np.where(ring > 0, 100.0, np.inf), sigma=100.0, positions=place),
         City.from_positions(readings, place, k=2),
         City.from_networkx(readings, graph),
     ]
@@ -110,7 +110,7 @@ def own_loop(city: City, rich: City) -> dict[str, float]:
     pair: CityPair = next(iter(loader))
     optimizer.backward(loss(model, pair.source, scale[rich]), loss(model, pair.target, scale[visible]))
     optimizer.step()
-    assert len(history.to_frame()) == 3
+    assert history.to_frame()["step"].max() == 3
     gradient, kappa = skew([torch.ones(2)], [-torch.ones(2)], gamma_source=1.0, gamma_target=1.0)
     assert_type(gradient, list[Tensor | None])
     assert_type(kappa, Tensor | None)

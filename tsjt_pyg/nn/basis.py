@@ -31,6 +31,10 @@ class Basis:
         first: The polynomials before this one serve the others only and are no part of the basis.
     """
 
+    # Of the class too: torch.compile of torch 2.7 asks for them before __init__ has run.
+    terms: tuple[Term, ...] = ()
+    first: int = 0
+
     def __init__(self, terms: tuple[Term, ...] = (), first: int = 0) -> None:
         for term in terms:
             for earlier in (term.of, term.less or 0):
