@@ -15,3 +15,4 @@ def as_at_the_start(gallery_conf: dict[str, Any], fname: str) -> None:
     torch.set_num_threads(THREADS)
     logging.getLogger("tsjt_pyg").handlers.clear()
     warnings.resetwarnings()
+    warnings.simplefilter("ignore", DeprecationWarning)  # as Python has it, but for __main__

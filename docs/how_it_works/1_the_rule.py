@@ -8,7 +8,7 @@ removed:
 
 .. math::
     g = \gamma_s\, g_s + (\gamma_t + \gamma_s \kappa)\, g_t, \qquad
-    \kappa = \max\left(0, -\frac{\langle g_s, g_t\rangle}{\|g_t\|^2}\right).
+    \kappa = \max\Bigl(0, -\frac{\langle g_s, g_t\rangle}{\|g_t\|^2}\Bigr).
 
 That is the whole rule. This page draws it, with the functions that :class:`~tsjt_pyg.TargetSkewedOptimizer` is made of,
 and then looks at what it does to a training, and when it does nothing. All options are in :doc:`/optimizer`.
