@@ -118,17 +118,22 @@
       names.filter((name) => shown.has(name)).forEach((name) => {
         const look = looks.get(name), line = picture.lines[name];
         if (line.low) {
-          const known = line.low.map((value, place) => place).filter((place) => line.low[place] !== null);
-          const pick = (from) => known.map((place) => from[place]);
-          traces.push({
-            x: [...pick(picture.x), ...pick(picture.x).reverse()], y: [...pick(line.low), ...pick(line.high).reverse()],
-            fill: "toself", fillcolor: faint(colour(look), night() ? 0.2 : 0.13), line: { width: 0 }, mode: "lines", hoverinfo: "skip", type: "scatter",
+          // A band for each stretch without a gap.
+          const stretches = [];
+          line.low.forEach((value, place) => {
+            if (value === null) return;
+            if (place && line.low[place - 1] !== null) stretches[stretches.length - 1].push(place); else stretches.push([place]);
           });
+          const around = (places, over, back) => [...places.map((place) => over[place]), ...places.map((place) => back[place]).reverse()];
+          stretches.forEach((places) => traces.push({
+            x: around(places, picture.x, picture.x), y: around(places, line.low, line.high),
+            fill: "toself", fillcolor: faint(colour(look), night() ? 0.2 : 0.13), line: { width: 0 }, mode: "lines", hoverinfo: "skip", type: "scatter",
+          }));
         }
         traces.push({
-          x: picture.x, y: line.mean, type: "scatter", mode: look.marker ? "lines+markers" : "lines", name: plain(name),
+          x: picture.x, y: line.mean, type: "scatter", mode: look.marker || id === "weekday" ? "lines+markers" : "lines", name: plain(name),
           line: { color: colour(look), dash: look.dash, width: look.marker ? 2.2 : 1.8 },
-          marker: { symbol: look.marker || "circle", size: 7, color: colour(look) },
+          marker: { symbol: look.marker || "circle-open", size: 7, color: colour(look) },
           text: line.mean.map((value, place) => `<b>${plain(name)}</b><br>${plain(picture.x[place])}: ${plain(withUnit(value, 4))}` +
             (line.low && value !== null ? `<br>seeds: ${Number(line.low[place].toPrecision(4))} to ${Number(line.high[place].toPrecision(4))}` : "")),
           hovertemplate: "%{text}<extra></extra>",
