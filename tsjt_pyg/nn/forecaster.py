@@ -248,7 +248,8 @@ class Forecaster(Module):
             city: Name of the city, for a model with a ``city_embedding``.
             profile: Support profile :math:`(B, T_{in} + T_{out}, N, C)`, scaled as ``x``; default: nothing is known.
             profile_mask: What of it is known; default: all of it.
-            profile_same_type: :math:`(B, T_{in} + T_{out})`, whether its days are of each step's own type; default: all.
+            profile_same_type: :math:`(B, T_{in} + T_{out})`, whether its days are of each step's own type;
+                default: all.
 
         Raises:
             ValueError: If a shape does not fit, or the city is not one of the ``city_embedding``.
