@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.viewcode import viewcode_anchor
 
 MODULES = [
     "tsjt_pyg",
@@ -49,6 +52,23 @@ def add_aliases(app: Sphinx, env: BuildEnvironment) -> None:
             described.setdefault(other + name.removeprefix(home), described[name]._replace(aliased=True))
 
 
+def name_by_module(app: Sphinx, doctree: nodes.document) -> None:
+    """Every entry can be led to by the module of its source, too: so does the page that shows the source."""
+    for signature in doctree.findall(addnodes.desc_signature):
+        for source in signature.findall(viewcode_anchor):
+            place = f"{source['reftarget'].removeprefix('_modules/').replace('/', '.')}.{source['refid']}"
+            if place not in signature["ids"]:
+                signature["ids"].append(place)
+
+
+def lead_back(app: Sphinx, env: BuildEnvironment) -> None:
+    """viewcode keeps one name of a module for the way back from its source, though it has entries by several."""
+    modules: dict[str, Any] = getattr(env, "_viewcode_modules", {})
+    modules.update({name: (*entry[:3], name) for name, entry in modules.items() if entry})
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("doctree-read", name_by_module, priority=900)  # after viewcode
     app.connect("env-updated", add_aliases)
+    app.connect("env-updated", lead_back)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

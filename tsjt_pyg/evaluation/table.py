@@ -126,7 +126,7 @@ class Comparison:
 
     @property
     def reported_steps(self) -> list[int]:
-        """Steps of the horizon that the table shows: a quarter of it, half of it, all of it."""
+        """Steps of the horizon that the table shows, a quarter of it, half of it, all of it."""
         horizon = len(self.minutes)
         return sorted({max(1, horizon // 4) - 1, max(1, horizon // 2) - 1, horizon - 1})
 
