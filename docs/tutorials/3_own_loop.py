@@ -205,8 +205,8 @@ print(f"with two others  {error(of(model)):.2f} km/h")
 # What happened
 # -------------
 #
-# ``stats()`` sums up, also by source. ``kappa`` is how much the target's weight was raised to make up for a conflict,
-# in the last step.
+# ``stats()`` sums up, also by source: the share of steps in conflict, and of the last step the cosine of the two
+# gradients and ``kappa``, by how much the target's weight was raised to make up for a conflict.
 
 import pandas as pd
 
