@@ -100,8 +100,8 @@ print(len(train), "windows to learn from,", len(test), "to measure on")
 # %%
 # Means and standard deviations are statistics too, so they come from the training days, and from observed readings:
 
-seen = city.readings[:border][city.mask[:border]]
-mean, std = seen.mean(), seen.std()
+known = city.readings[:border][city.mask[:border]]
+mean, std = known.mean(), known.std()
 
 # %%
 # What time is it?
@@ -241,7 +241,7 @@ print("target", list(target.x.shape), target.city, "time of day", list(target.ti
 # -----------
 #
 # Where is a forecast good, and what does a mask look like? Left, the error of every node on the test days. Right, the
-# node that varies most among those with gaps: where nothing was read there is no line, and no error was counted.
+# node that varies most among those with long gaps: where nothing was read there is no line, and no error was counted.
 
 
 import matplotlib.dates as mdates
@@ -262,27 +262,20 @@ left.set_aspect(1 / np.cos(np.radians(latitude.mean())))
 left.set(xlabel="longitude (°)", ylabel="latitude (°)")
 left.ticklabel_format(useOffset=False)
 left.tick_params(axis="x", labelrotation=30)
-left.set_title("Error of PlainGCN by node: rim and core are a road's two directions", loc="left", fontsize=10)
-figure.colorbar(dots, ax=left, shrink=0.85, label="MAE on the test days (km/h)")
+left.set_title("By node; rim and core: a road's two directions", loc="left", fontsize=10)
+figure.colorbar(dots, ax=left, shrink=0.85, label="MAE of PlainGCN on the test days (km/h)")
 
 step = 5  # the sixth of the horizon: 30 minutes ahead
 day = slice(5 * 12 - 12 - step, 23 * 12 - 12 - step)  # of the first test day, 05:00 to 23:00
-gaps = (~observed[day, step]).float().mean(dim=0)
-spread = truth[day, step].where(observed[day, step], truth.median()).std(dim=0)
-node = int(torch.where(gaps > 0.02, spread, 0.0).argmax())
+read, seen, said = (windows[day, :, step] for windows in (truth, observed, forecasts))  # [steps, N]
+read = read.where(seen, torch.nan)
+spread = torch.tensor(np.nanstd(read, axis=0))
+node = int(torch.where(seen.float().mean(dim=0) < 0.97, spread, 0).argmax())
 time = city.time[border + 12 + step :][day]
-read = truth[day, step, node].where(observed[day, step, node], torch.nan)
-right.fill_between(
-    time,
-    0,
-    1,
-    where=~observed[day, step, node].numpy(),
-    color="0.88",
-    transform=right.get_xaxis_transform(),
-    label="not read",
-)
-right.plot(time, forecasts[day, step, node], color="#0072B2", linewidth=1.5, label="PlainGCN, 30 minutes before")
-right.plot(time, read, color="black", linewidth=1.2, linestyle="-", marker=".", markersize=3, label="read")
+gap = {"color": "0.88", "transform": right.get_xaxis_transform(), "label": "not read"}
+right.fill_between(time, 0, 1, where=~seen[:, node].numpy(), **gap)
+right.plot(time, said[:, node], color="#0072B2", linewidth=1.8, label="PlainGCN, 30 minutes before")
+right.plot(time, read[:, node], color="black", linewidth=1, marker=".", markersize=4, label="read")
 right.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
 right.set(xlabel=f"time of day on {time[0]:%d %B}", ylabel="speed (km/h)", xlim=(time[0], time[-1]))
 right.set_title(f"Node {city.node_ids[node]}", loc="left", fontsize=11)
