@@ -52,7 +52,7 @@ def start(name, *more):
     return subprocess.Popen(
         [*torchrun, *command, *settings, "--output", name, *more],
         cwd=runs,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # two processes: a thread each
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"},  # a thread each; no colours, also in a notebook
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

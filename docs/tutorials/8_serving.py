@@ -90,7 +90,7 @@ with log.open("w") as opened:
     server = subprocess.Popen(
         [sys.executable, "-m", "tsjt_pyg", *command],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "TERM": "dumb"},  # no colours, also in a notebook
         stdout=opened,
         stderr=subprocess.STDOUT,
     )
