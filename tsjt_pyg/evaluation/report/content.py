@@ -138,7 +138,9 @@ def _map(shown: Shown) -> dict[str, Any] | None:
         gain = {name: np.where(np.isfinite(values), values, np.nan) for name, values in gain.items()}
         if gain:
             found["gain"] = {name: rounded(values[nodes], 3) for name, values in gain.items()}
-            found["gain_range"] = _limits(np.abs(np.concatenate(list(gain.values()))), (0, 90))
+            # Those of naive forecasts are large, and would leave no colour for the others.
+            ranged = [values for name, values in gain.items() if shown.trained(name)] or list(gain.values())
+            found["gain_range"] = _limits(np.abs(np.concatenate(ranged)), (0, 95))
     if "pos" not in shown.city:
         return found
     pos = shown.city["pos"]
