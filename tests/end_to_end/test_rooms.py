@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tsjt_pyg"
+FOR_ALL = {"_compat", "notebook", "progress"}
 MAY_IMPORT = {
     "data": set(),
     "datasets": {"data"},
@@ -31,10 +32,15 @@ def rooms_imported_by(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_imports_from_the_rooms_above_it_alone(room):
-    others = {p.stem for p in PACKAGE.iterdir()} - {"_compat", "__init__", room}
+    others = {p.stem for p in PACKAGE.iterdir()} - {"__init__", room, *FOR_ALL}
     for file in (PACKAGE / room).rglob("*.py"):
         forbidden = (rooms_imported_by(file) & others) - MAY_IMPORT[room]
         assert not forbidden, f"{file.relative_to(PACKAGE)} imports from {forbidden}"
+
+
+@pytest.mark.parametrize("name", sorted(FOR_ALL))
+def test_what_every_room_may_use_uses_no_room(name):
+    assert not rooms_imported_by(PACKAGE / f"{name}.py") & set(MAY_IMPORT)
 
 
 def test_every_room_has_its_row():
