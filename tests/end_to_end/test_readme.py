@@ -34,6 +34,11 @@ def test_the_readmes_tables_are_the_measured_ones(folder, table):
     assert table == Comparison.load(ROOT / folder).to_markdown()
 
 
+def test_the_picture_is_that_of_the_measured_demo():
+    measured = ROOT / "benchmarks" / "results" / "demo" / "comparison.png"
+    assert (ROOT / "docs" / "demo.png").read_bytes() == measured.read_bytes()
+
+
 def test_links_and_pictures_of_the_readme_exist():
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
