@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tsjt_pyg.data import StandardScaler
+from tsjt_pyg.nn import Forecaster
 from tsjt_pyg.training import STRATEGIES, ModelConfig, Strategy, fit, training_split
 from tsjt_pyg.training.checkpoint import load_checkpoint
 
@@ -283,6 +284,24 @@ def test_arguments_that_cannot_work_are_named_and_nothing_is_written(task, chang
     with pytest.raises(ValueError, match=message):
         fit(new_model(), visible, output=tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_other_channels_is_refused_with_the_way_out(task):
+    visible, _, _ = task
+    # ModelConfig(channels=2) and a Forecaster that sees two and forecasts one.
+    for outputs in (2, 1):
+        model = Forecaster(torch.nn.GRU(8, 8), history=6, horizon=3, in_channels=2, out_channels=outputs)
+        with pytest.raises(ValueError, match=r"model: it has in_channels=2, and target 1 \(\w+\).*City.select"):
+            fit(model, visible, [], "target_only", **SETTINGS)
+    two = replace(
+        visible,
+        readings=visible.readings.repeat(1, 1, 2),
+        mask=visible.mask.repeat(1, 1, 2),
+        channels=("speed", "flow"),
+        units=("km/h", "veh/h"),
+    )
+    with pytest.raises(ValueError, match=r"model: it has out_channels=1, and target 2 \(speed, flow\)"):
+        fit(model, two, [], "target_only", **SETTINGS)
 
 
 def test_sources_of_another_interval_or_channel_are_refused_with_the_way_out(task, commuters):

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..data import City
+from ..nn import Forecaster
+
 _COMPILED = "_orig_mod."
 """What :func:`torch.compile` puts before the names of what it wraps."""
 
@@ -23,6 +26,20 @@ def window_size(model: torch.nn.Module) -> tuple[int, int]:
     """``(history, horizon)`` of a model, however wrapped."""
     inner = unwrapped(model)
     return int(inner.history), int(inner.horizon)  # type: ignore[arg-type]
+
+
+def check_channels(model: torch.nn.Module, city: City) -> None:
+    """Raises a ValueError if a :class:`~tsjt_pyg.nn.Forecaster` reads or forecasts another number of channels."""
+    inner = unwrapped(model)
+    if not isinstance(inner, Forecaster):
+        return  # of a model of another kind these names may mean something else
+    for name, found in (("in_channels", inner.in_channels), ("out_channels", inner.out_channels)):
+        if found != city.num_channels:
+            raise ValueError(
+                f"model: it has {name}={found}, and {city.name} {city.num_channels} ({', '.join(city.channels)}), all "
+                "of which are read and forecast; build it for as many (ModelConfig(channels=…)), or take fewer "
+                "(City.select)"
+            )
 
 
 def model_state(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
 from .distributed import ALONE, OneProcess
 from .guard import SourceVerdict, guard_steps, judge_sources
-from .model_state import load_model_state, model_state, window_size
+from .model_state import check_channels, load_model_state, model_state, window_size
 from .run import TrainingRun
 from .run_folder import RunFolder
 from .skipped_steps import MAX_SKIPPED
@@ -231,6 +231,7 @@ def fit(
     for argument, cities in (("target", [target]), ("sources", sources if strategy.uses_sources else [])):
         for city in cities:
             check_readings(city, argument)
+    check_channels(model, target)
     history, horizon = window_size(model)
     training, validation = training_split(target, validation_days, history)
     # Numbers of numpy, as sweeps have them, would be written to a checkpoint that is not loaded again.
