@@ -17,10 +17,12 @@ TEMPORAL = "torch-geometric-temporal==0.56.2"
 EXTRAS = ("dask", "fabric", "hdf", "osm", "parquet", "viz")
 TESTS = (
     "data/test_city.py",
+    "data/test_city_roads.py",
     "data/test_describe.py",
     "data/test_repair.py",
     "data/test_road_files.py",
     "data/test_road_network.py",
+    "data/test_snap.py",
     "data/test_table_file.py",
     "data/test_tables.py",
     "data/test_windows.py",
