@@ -174,7 +174,7 @@ def _parts(city: City) -> tuple[int, int]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ends = city.edge_index.cpu().numpy().astype(np.int32)  # of 64 bits, SciPy 1.11 sees no component
+    ends = city.edge_index.cpu().numpy()
     others = ends[:, ends[0] != ends[1]]
     isolated = city.num_nodes - len(np.unique(others))
     matrix = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(city.num_nodes, city.num_nodes))

@@ -247,7 +247,8 @@ def path_costs(
     count = len(roads.segment_ids)
     source, target = roads.turns(u_turns)
     # A turn costs what it takes to get to the far end of the new segment. Entries of 0 would be no edges to scipy.
-    turns = scipy.sparse.csr_array((np.maximum(cost[target], 1e-9), (source, target)), shape=(count, count))
+    ends = source.astype(np.int32), target.astype(np.int32)  # dijkstra of SciPy 1.11 to 1.13 takes no others
+    turns = scipy.sparse.csr_array((np.maximum(cost[target], 1e-9), ends), shape=(count, count))
     used, which = np.unique(segment, return_inverse=True)
     done, to_go = along * cost[segment], (1 - along) * cost[segment]
     crowded = np.flatnonzero(np.bincount(which) > 1)
