@@ -338,7 +338,9 @@ def test_compare_prints_and_writes_the_table(tsjt, tmp_path):
         "tsjt",
     ):
         assert name in text
-    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".json", ".csv", ".png", ".jsonl"}
+    written = list((tmp_path / "c").iterdir())
+    assert {path.suffix for path in written if path.is_file()} == {".json", ".csv", ".png", ".jsonl"}
+    assert [path.name for path in written if path.is_dir()] == ["details"]
 
 
 def test_compare_ends_with_status_1_where_a_run_failed_and_tries_it_again(tsjt, tmp_path, monkeypatch):

@@ -237,7 +237,8 @@ def test_on_the_command_line_rank_0_alone_prints_and_writes(two_processes: TwoPr
     (status, text), other = two_processes.run(partial(trainings.typed, arguments=[*TRAIN, str(tmp_path / "a")]))
     assert (status, other) == (0, (0, ""))
     assert re.search(r"^pooled: test MAE", text, flags=re.MULTILINE)
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "best.pt", "last.pt", "metrics.json"}
+    written = {"config.json", "best.pt", "last.pt", "metrics.json", "details"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == written
     (status, text), other = two_processes.run(partial(trainings.typed, arguments=[*TRAIN, str(tmp_path / "a")]))
     assert status == other[0] == 2
     assert text.startswith("error: output:")

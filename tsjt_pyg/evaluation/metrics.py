@@ -70,7 +70,7 @@ class HorizonErrors:
     Example:
         >>> errors = HorizonErrors(horizon=2)
         >>> y = torch.tensor([50.0, 40.0]).view(1, 2, 1, 1)
-        >>> errors.update(y + 1.5, y, y > 0)
+        >>> by_entry = errors.update(y + 1.5, y, y > 0)
         >>> errors.compute().mean_mae
         1.5
     """

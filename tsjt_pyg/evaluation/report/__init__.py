@@ -31,8 +31,13 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
         ValueError: If a file of it is damaged; the error names it.
 
     Example:
-        >>> compare(city, sources, output="runs/mine")
-        >>> write_report("runs/mine")
+        >>> from tsjt_pyg.datasets import load_city
+        >>> from tsjt_pyg.evaluation import compare
+        >>> city, *sources = (load_city(f"demo/{name}").select("speed") for name in ("riverton", "gridport"))
+        >>> strategies = ["target_only", "pooled"]
+        >>> comparison = compare(city, sources, strategies, seeds=1, steps=1, output="runs/mine", verbose=False)
+        >>> write_report("runs/mine").name
+        'report.html'
     """
     run = Path(run)
     text = page(read_run(run))
