@@ -38,9 +38,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Target = Annotated[str, typer.Option(help="Target city: one that `tsjt cities` lists, or a folder of your own city.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Target city: one that `tsjt cities` lists, a folder of your own city, or a .npz that City.save wrote."
+    ),
+]
 Sources = Annotated[
-    str | None, typer.Option(help="Source cities, by comma. Default: the others of the target's group.")
+    str | None,
+    typer.Option(
+        help="Source cities, by comma, named as targets are, brought to its interval. Default: the others of its group."
+    ),
 ]
 Channel = Annotated[str | None, typer.Option(help="What to forecast. Default: the first channel all cities have.")]
 VisibleDays = Annotated[float, typer.Option(help="Days of the target that one may learn from.")]
@@ -184,7 +192,7 @@ def train(
                 checkpoint_every=checkpoint_every,
                 keep=keep,
                 resume=resume,
-                config={"model": config.as_dict(), "channel": task.target.channels[0], "visible_days": visible_days},
+                config={"channel": task.target.channels[0], "visible_days": visible_days},
                 progress=progress,
                 stop=stop,
                 processes=processes,

@@ -41,7 +41,7 @@ sources = [load_city(f"demo/{name}").select("speed") for name in ("gridport", "r
 visible, test = city.few_shot(days=3)
 config = ModelConfig(cell="GConvGRU", hidden_channels=16, history=12, horizon=12)
 options = {"steps": 100, "batch_size": 8, "lr": 0.01}
-fit(config.build(), visible, sources, output=folder / "run", config={"model": config.as_dict()}, **options)
+fit(config.build(), visible, sources, output=folder / "run", **options)
 print(*sorted(path.name for path in (folder / "run").iterdir()))
 
 # %%

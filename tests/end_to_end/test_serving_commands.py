@@ -25,7 +25,7 @@ def trained(commuters, tmp_path_factory):
     config = ModelConfig(cell="GRU", hidden_channels=4, history=6, horizon=3)
     visible = commuters(missing=0.1).few_shot(3).visible
     settings = {"steps": 2, "batch_size": 4, "strategy": "target_only", "output": folder}
-    fit(config.build(), visible, config={"model": config.as_dict()}, **settings)
+    fit(config.build(), visible, **settings)
     return folder
 
 

@@ -198,6 +198,13 @@ def test_arguments_that_cannot_work_are_named(arguments, message):
         Processes(**arguments)
 
 
+def test_fsdp_of_an_old_torch_is_refused(monkeypatch):
+    env = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cpu"))
+    with mock.patch.dict(os.environ, env), pytest.raises(ValueError, match=r"is 2\.13, found 2\.9\.1\+cpu; take ddp"):
+        Processes(parallel="fsdp")
+
+
 def test_fsdp_in_fp16_is_refused():
     env = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     with mock.patch.dict(os.environ, env), pytest.raises(ValueError, match="precision: 16-mixed scales gradients"):

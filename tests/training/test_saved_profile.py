@@ -23,7 +23,6 @@ def train(config, visible, folder):
         lr=1e-2,
         strategy="target_only",
         output=folder,
-        config={"model": config.as_dict()},
     )
 
 

@@ -216,5 +216,8 @@ def default_sources(target: str, root: str | Path | None = None) -> list[str]:
     same = {target}.union(*(cities for cities in _SAME_SENSORS if target in cities))
     sources = [entry.name for entry in entries if entry.group == group and entry.name not in same and entry.present]
     if group is None or not sources:
-        raise ValueError(f"sources: there is no other city in the group of {target!r}; name the sources (--sources)")
+        raise ValueError(
+            f"sources: there is no other city in the group of {target!r}; name the sources (--sources), such as "
+            "demo/gridport,demo/ringwood"
+        )
     return sources

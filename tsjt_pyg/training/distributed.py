@@ -23,6 +23,9 @@ T = TypeVar("T")
 PARALLEL = ("ddp", "fsdp")
 """Every process has the whole model (DistributedDataParallel), or a part of every parameter (FSDP2)."""
 
+OLDEST_FSDP = "2.13"
+"""The oldest torch whose FSDP2 is known to train as one process does."""
+
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 """Of the forward passes in training; parameters, losses and everything that is measured are float32."""
 
@@ -167,6 +170,11 @@ class Processes(OneProcess):
             raise ValueError(f"device: {device!r} cannot be used here (torch finds no GPU)")
         self.size, local, nodes = launched_size()
         self.parallel = parallel if self.size > 1 else "ddp"
+        if self.parallel == "fsdp" and torch.__version__ < OLDEST_FSDP:
+            raise ValueError(
+                "parallel: fsdp was seen to train otherwise than one process does, without an error, with torch 2.7.0; "
+                f"the oldest torch known to be right is {OLDEST_FSDP}, found {torch.__version__}; take ddp"
+            )
         if self.parallel == "fsdp" and precision == "16-mixed":
             raise ValueError(
                 "precision: 16-mixed scales gradients, and torch's scaler does not know those of fsdp; expected "

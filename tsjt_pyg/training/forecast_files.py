@@ -48,6 +48,9 @@ def forecast_file(saved: SavedModel, readings: Path, output: Path) -> pd.DataFra
     return found
 
 
+_WAY_OUT = "of a table in another form, City.from_tables(…).to_frame().to_csv(…) makes one in this"
+
+
 def read_readings(path: Path) -> pd.DataFrame:
     """A CSV of readings: the time of each row in the first column, then one column a node id.
 
@@ -57,14 +60,19 @@ def read_readings(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, index_col=0)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as CSV ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: cannot be read as CSV, with commas between columns ({reason}); {_WAY_OUT}"
+        ) from error
     try:
         if table.index.dtype.kind in "iuf":  # pandas would count nanoseconds since 1970
             raise ValueError(f"found the number {table.index[0]}")
         table.index = pd.to_datetime(table.index, format="ISO8601")
     except (ValueError, TypeError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: the first column must hold times such as 2024-03-04 08:05 ({reason})") from error
+        reason = str(error).splitlines()[0].partition(" You might")[0].rstrip(".")
+        raise ValueError(
+            f"{path}: the first column must hold times such as 2024-03-04 08:05 ({reason}); {_WAY_OUT}"
+        ) from error
     texts = [number for number, dtype in enumerate(table.dtypes) if dtype.kind not in "fiu"]
     for column, values in table.iloc[:, texts].items():
         bad = pd.to_numeric(values, errors="coerce").isna() & values.notna()

@@ -55,9 +55,13 @@ class ModelConfig:
         check_counts(least=0, num_prompts=self.num_prompts)  # 0: no node prompts
 
     def build(self) -> Forecaster:
-        """A new model, drawn from torch's global random generator."""
+        """A new model, drawn from torch's global random generator.
+
+        It carries these settings as its attribute ``config``, so that :func:`~tsjt_pyg.training.fit` keeps them in its
+        checkpoints, and :class:`~tsjt_pyg.training.SavedModel` builds the model again.
+        """
         prompting = NodePrompting(self.channels, self.prompt_channels, self.num_prompts) if self.num_prompts else None
-        return Forecaster(
+        model = Forecaster(
             self._cell(),
             history=self.history,
             horizon=self.horizon,
@@ -66,6 +70,8 @@ class ModelConfig:
             prompting=prompting,
             profile=self.profile,
         )
+        model.config = self  # type: ignore[assignment]
+        return model
 
     def _cell(self) -> torch.nn.Module:
         size = self.hidden_channels

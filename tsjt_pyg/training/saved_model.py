@@ -72,7 +72,7 @@ class SavedModel:
         if not isinstance(settings, dict) or set(settings) != {f.name for f in fields(ModelConfig)}:
             raise ValueError(
                 f"{path}: it does not hold the model's settings as this version writes them, so none can be built from "
-                'it; `tsjt train` and fit(config={"model": config.as_dict()}) write them'
+                "it; `tsjt train` writes them, and `fit` does for a model that ModelConfig built"
             )
         config = ModelConfig(**settings)
         if config.channels != 1:

@@ -26,7 +26,8 @@ from ..optim import TargetSkewedOptimizer
 from .batches import TrainingBatches
 from .distributed import ALONE, OneProcess
 from .guard import SourceVerdict, guard_steps, judge_sources
-from .model_state import check_channels, load_model_state, model_state, window_size
+from .model_config import ModelConfig
+from .model_state import check_channels, load_model_state, model_state, unwrapped, window_size
 from .run import TrainingRun
 from .run_folder import RunFolder
 from .skipped_steps import MAX_SKIPPED
@@ -190,7 +191,8 @@ def fit(
         checkpoint_every: Steps from one ``last.pt`` to the next.
         keep: How many of them are kept: ``last.pt`` and, before it, ``last-1.pt``, ``last-2.pt``, …
         resume: Continue from ``output``'s newest good checkpoint where there is one; a warning names damaged ones.
-        config: What ``output`` should hold beside the arguments of this function, as plain numbers and strings.
+        config: What ``output`` should hold beside the arguments of this function, as plain numbers and strings. The
+            settings of a model that :class:`ModelConfig` built are there in any case, as ``"model"``.
         progress: Called after every step.
         stop: Asked after every step whether to stop there, for example because a signal came; then the step's
             checkpoint is written first.
@@ -237,7 +239,9 @@ def fit(
     # Numbers of numpy, as sweeps have them, would be written to a checkpoint that is not loaded again.
     steps, batch_size, seed, evaluations = map(int, (steps, batch_size, seed, evaluations))
     lr, max_grad_norm, validation_days = map(float, (lr, max_grad_norm, validation_days))
+    built_by = getattr(unwrapped(model), "config", None)
     settings = {
+        **({"model": built_by.as_dict()} if isinstance(built_by, ModelConfig) else {}),
         **(config or {}),
         "strategy": asdict(strategy),
         "steps": steps,

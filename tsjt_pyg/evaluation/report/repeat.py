@@ -80,13 +80,15 @@ def train_call(protocol: dict[str, Any]) -> str:
 
 def _cities(protocol: dict[str, Any]) -> list[str]:
     names, channels = [protocol["target"], *protocol["sources"]], protocol["channels"]
-    return [
-        "from tsjt_pyg.datasets import load_city",
+    about = [
         "",
-        "# root= where they lie; cities of your own: the same objects, whose fingerprints are in the table below.",
-        "# `tsjt` brings sources to the target's interval with City.resample.",
-        f"target, *sources = (load_city(name).select({channels!r}) for name in {names!r})",
+        "# root= where they lie. Cities of your own: the same objects, whose fingerprints are in the table below.",
     ]
+    if len(channels) == 1:
+        call = f"target, sources = load_task({names[0]!r}, {names[1:]!r}, channel={channels[0]!r})"
+        return ["from tsjt_pyg.datasets import load_task", *about, call]
+    call = f"target, *sources = (load_city(name).select({channels!r}) for name in {names!r})"
+    return ["from tsjt_pyg.datasets import load_city", *about, call]
 
 
 def _model(protocol: dict[str, Any]) -> str:
