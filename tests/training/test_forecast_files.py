@@ -158,6 +158,12 @@ def test_a_forecast_is_written_whole_or_not_at_all(tmp_path):
         ("", "cannot be read as CSV"),
         ("time,a\n2024-03-04 08:00,1,2,3\n2024-03-04,1\n1,2,3,4,5\n", "cannot be read as CSV|must hold times"),
         ("time,a\n8 o'clock,1\n", "the first column must hold times such as 2024-03-04 08:05"),
+        (
+            "time,a\n09.03.2026 23:00,1\n",
+            r"such as 2024-03-04 08:05 \(.*09\.03\.2026 23:00.*[^.:]\); of a table in another form, City.from_tables",
+        ),
+        ("time;a;b\n2024-03-04 08:00;1;2\n", r"must hold times .*08:00;1;2.*; of a table in another form"),
+        ("time;a;b\n2024-03-04 08:00;1,5;2,5\n", r"with commas between columns \(.*\); of a table in another form"),
         ("time,a,b\n2024-03-04 08:00,1,fog\n", "column 'b', 2024-03-04 08:00:00: found 'fog', expected a number"),
     ],
 )
