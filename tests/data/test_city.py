@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from dataclasses import FrozenInstanceError, replace
 
@@ -113,6 +114,42 @@ def test_networkx_segments_take_readings_by_road_id():
     city = City.from_networkx(table, graph, nodes="segments")
     roads = {(city.node_ids[i], city.node_ids[j]) for i, j in city.edge_index.T.tolist()}
     assert roads == {("a-b-0", "b-c-0"), ("a-b-1", "b-c-0")}
+
+
+def test_networkx_nodes_without_readings_are_kept_or_dropped(caplog):
+    graph = nx.path_graph(list("dabc"))
+    nx.set_edge_attributes(graph, 100, "length")
+    with caplog.at_level(logging.INFO, "tsjt_pyg"):
+        kept = City.from_networkx(TABLE, graph, without_readings="keep")
+        dropped = City.from_networkx(TABLE, graph, without_readings="drop")
+    assert "1 of 4 junctions have no readings: keep ('d')" in caplog.text
+    assert "1 of 4 junctions have no readings: drop ('d')" in caplog.text
+    assert kept.node_ids == ("a", "b", "c", "d")
+    assert kept.mask[:, :3].all()
+    assert not kept.mask[:, 3].any()
+    assert (kept.num_edges, dropped.num_edges) == (6, 4)
+    assert dropped.node_ids == ("a", "b", "c")
+
+
+def test_networkx_positions_of_kept_nodes_come_from_a_table_of_all():
+    graph = nx.path_graph(list("dabc"))
+    places = pd.DataFrame({"latitude": [4.0, 3, 2, 1], "longitude": 50.0}, index=list("dcba"))
+    city = City.from_networkx(TABLE, graph, without_readings="keep", positions=places)
+    assert city.pos[:, 0].tolist() == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="positions: node 'd' is not in the table's index"):
+        City.from_networkx(TABLE, graph, without_readings="keep", positions=places.drop("d"))
+    with pytest.raises(ValueError, match="positions: nodes without readings have none; give a table of all nodes"):
+        City.from_networkx(TABLE, graph, without_readings="keep", positions=[[1.0, 2.0]] * 3)
+
+
+def test_networkx_leaves_loops_and_their_readings_out_and_says_so(caplog):
+    graph = nx.MultiDiGraph([("a", "b"), ("b", "c"), ("c", "c")])
+    table = TABLE.set_axis(["a-b-0", "c-c-0", "b-c-0"], axis=1)
+    with caplog.at_level(logging.INFO, "tsjt_pyg"):
+        city = City.from_networkx(table, graph, nodes="segments")
+    assert city.node_ids == ("a-b-0", "b-c-0")
+    assert "edges from a node to itself are left out: 'c-c-0'" in caplog.text
+    assert "readings of 1 segments that were left out of the graph are left out" in caplog.text
 
 
 def test_mapping_of_tables_gives_channels_and_time():
@@ -334,7 +371,14 @@ def test_parts_must_fit_each_other(change, message):
             r"edge_index: .*\(the readings have 3 nodes\)",
         ),
         (lambda: City.from_networkx(TABLE, nx.path_graph(list("abd"))), "readings: node 'c' is not in the graph"),
-        (lambda: City.from_networkx(TABLE, nx.path_graph(list("abcd"))), "node 'd' of the graph has no readings"),
+        (
+            lambda: City.from_networkx(TABLE, nx.path_graph(list("abcd"))),
+            "node 'd' of the graph has no readings.*='keep' or",
+        ),
+        (
+            lambda: City.from_networkx(TABLE, nx.path_graph(list("ab"))),
+            r"'c' is not in the graph.*leave those that it lacks out.*readings.drop\(columns=…\): 'c' \(1 in all\)",
+        ),
         (lambda: City.from_networkx(READINGS, nx.path_graph(4)), "graph: expected 3 ids.*found 4"),
         (lambda: City.from_adjacency(READINGS, CHAIN).between(3, 3), "between: expected 0 <= first < last <= 8"),
         (

@@ -128,11 +128,11 @@ def test_the_labels_of_osmnx_are_ids_of_segments():
         ),
         (
             lambda: check_positions(pd.DataFrame({"latitude": [1], "longitude": [1]}, index=["a"]), IDS),
-            "positions: node 'b' of the readings is not in the table's index",
+            "positions: node 'b' is not in the table's index",
         ),
         (
             lambda: check_positions(SENSORS, IDS),
-            "positions: node 'a' of the readings is not in the table's column 'sensor_id' .such as '773869'; 3 of 3",
+            "positions: node 'a' is not in the table's column 'sensor_id' .such as '773869'; 3 of 3",
         ),
         (
             lambda: check_positions(SENSORS.set_axis(["a", "b", "c"], axis=0), IDS),

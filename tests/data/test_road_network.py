@@ -70,6 +70,33 @@ def test_roads_without_lengths_weigh_one():
     assert set(as_dict(road_network_from_networkx(nx.path_graph(3)).edges).values()) == {1.0}
 
 
+def test_a_default_length_that_no_edge_has_is_said_where_another_may_be_meant(caplog):
+    graph = nx.Graph()
+    graph.add_edge("a", "b", len_m="120.5", kind="street", open=True)
+    assert set(as_dict(road_network_from_networkx(graph).edges).values()) == {1.0}
+    assert caplog.messages == [
+        "no edge of the graph has 'length' (found: 'len_m'); all weights are 1; say which with length="
+    ]
+    caplog.clear()
+    road_network_from_networkx(nx.path_graph(3))
+    road_network_from_networkx(graph, length="len_m")
+    road_network_from_networkx(nx.Graph([("a", "b", {"kind": "street"})]))
+    road_network_from_networkx(nx.empty_graph(2), length="len_m")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("length", ["len", "length", ""])
+def test_a_length_that_was_asked_for_has_to_be_there(length):
+    graph = nx.Graph()
+    graph.add_edge("a", "b", len_m=120)
+    graph.add_edge("b", "c", len_m=130, kind="street")
+    message = f"length: no edge of the graph has '{length}', found: 'kind', 'len_m'; name the one with the metres"
+    with pytest.raises(ValueError, match=message):
+        road_network_from_networkx(graph, length=length)
+    with pytest.raises(ValueError, match="found: edges without attributes"):
+        road_network_from_networkx(nx.path_graph(2), length=length)
+
+
 def test_segments_are_joined_where_one_may_turn():
     graph = nx.DiGraph()
     graph.add_edge("a", "b", length=100)

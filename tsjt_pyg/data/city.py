@@ -15,7 +15,15 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .city_check import check_city
-from .city_roads import Keep, OsmnxOptions, SensorOptions, join_network, osmnx_parts, sensor_parts
+from .city_roads import (
+    Keep,
+    OsmnxOptions,
+    SensorOptions,
+    WithoutReadings,
+    networkx_parts,
+    osmnx_parts,
+    sensor_parts,
+)
 from .clean import ReadingsLike
 from .graph import (
     Edges,
@@ -37,7 +45,7 @@ from .parts import (
     city_parts,
 )
 from .repair import Repair, Rules, repair
-from .road_network import Nodes, Roads, Weight, road_network_from_networkx
+from .road_network import Nodes, Roads, Weight
 from .rows import row_blocks
 from .snap import Snapped
 from .split import FewShotSplit, few_shot_steps
@@ -181,25 +189,33 @@ class City:
         graph: nx.Graph,
         *,
         nodes: Nodes = "junctions",
-        length: str = "length",
+        length: str | None = None,
         sigma: float | None = None,
+        without_readings: WithoutReadings = "error",
         **about: Unpack[About],
     ) -> City:
         """A city from a networkx graph of junctions joined by roads.
 
         Readings that carry node ids (a table's columns, or ``node_ids``) are joined by id; others are in the order of
-        the graph's nodes (or edges).
+        the graph's nodes (or edges). Edges from a node to itself are left out, which is logged.
 
         Args:
             readings: See :func:`~tsjt_pyg.data.clean.clean_readings`.
             graph: See :func:`~tsjt_pyg.data.road_network.road_network_from_networkx`.
             nodes: Whether ``"junctions"`` or road ``"segments"`` are the nodes.
-            length: Edge attribute with metres.
+            length: Edge attribute with metres. Default: ``"length"``, or weights of 1 where no edge has it, with a
+                warning where edges have other numbers.
             sigma: Metres; default: the root mean square of the distances.
-            **about: As in :meth:`from_adjacency`.
+            without_readings: Nodes without readings: ``"error"``, ``"keep"`` them unobserved, or ``"drop"`` them with
+                their edges. Logged.
+            **about: As in :meth:`from_adjacency`. ``positions`` is a table of all nodes where some without readings
+                are kept.
+
+        Raises:
+            ValueError: If readings belong to no node of the graph, nodes have none and ``without_readings`` does not
+                say what becomes of them, or no edge or only some have the ``length`` that is asked for.
         """
-        network = road_network_from_networkx(graph, nodes, length, sigma)
-        return cls._assembled(*join_network(city_parts(readings, about, network.node_ids), network, nodes))
+        return cls._assembled(*networkx_parts(readings, graph, nodes, length, sigma, without_readings, about))
 
     @classmethod
     def from_osmnx(

@@ -14,8 +14,9 @@ from typing_extensions import Unpack
 
 from .clean import ReadingsLike
 from .graph import Edges, gaussian_kernel, make_edges
+from .ids import id_text
 from .parts import About, AboutReadings, CityParts, city_parts
-from .places import check_numbered
+from .places import check_numbered, check_positions
 from .road_files import Ways, read_road_graph
 from .road_network import (
     Kernel,
@@ -26,6 +27,7 @@ from .road_network import (
     check_choice,
     middle,
     restricted,
+    road_network_from_networkx,
     roads_from_networkx,
     without_isolated,
 )
@@ -167,12 +169,19 @@ def join_network(
     kept = [i for i, node in enumerate(parts["node_ids"]) if node in in_network]
     absent = sorted(in_network - set(parts["node_ids"]))
     if unknown or not kept or (absent and without_readings == "error"):
-        which = f"{absent[0]!r} of the graph has no readings" if absent else "has a place in the graph"
+        way_out = ""
         if unknown:
             which = f"{unknown[0]!r} is not in the graph"
+            if len(unknown) < len(parts["node_ids"]):
+                way_out = (
+                    f"; leave those that it lacks out of the readings, for example with readings.drop(columns=…): "
+                    f"{_some(unknown)} ({len(unknown)} in all)"
+                )
         elif not kept:
             which = f"{parts['node_ids'][0]!r} was left out of the graph, as all others with readings"
-        way_out = "" if unknown or not kept else "; without_readings='keep' or 'drop' allows that where it is offered"
+        else:
+            which = f"{absent[0]!r} of the graph has no readings"
+            way_out = "; without_readings='keep' or 'drop' allows that"
         raise ValueError(
             f"readings: node {which} ({len(parts['node_ids'])} nodes with readings, {len(in_network)} {what} in the "
             f"graph, for example {network.node_ids[0]!r}); both need the same node ids{way_out}"
@@ -183,8 +192,9 @@ def join_network(
         parts = _chosen(parts, kept)
     if absent:
         _log.info(
-            "%s: %d of %d %s have no readings: %s", parts["name"], len(absent), len(in_network), what, without_readings
-        )
+            "%s: %d of %d %s have no readings: %s (%s)",
+            parts["name"], len(absent), len(in_network), what, without_readings, _some(absent),
+        )  # fmt: skip
         if without_readings == "drop":
             with_readings = set(parts["node_ids"])
             network = restricted(network, torch.tensor([node in with_readings for node in network.node_ids]))
@@ -200,9 +210,16 @@ def join_network(
             pos[: len(given)] = given
         parts["pos"] = pos
     elif parts["pos"] is not None and len(parts["pos"]) < len(position):
-        raise ValueError("positions: nodes without readings have none; leave positions out, or without_readings='drop'")
+        raise ValueError(
+            "positions: nodes without readings have none; give a table of all nodes, indexed by node id, or give the "
+            "graph's nodes x and y (longitude and latitude), or without_readings='drop'"
+        )
     index = to_readings[network.edges.edge_index].numpy()
     return parts, make_edges(index[0], index[1], network.edges.edge_weight.numpy())
+
+
+def _some(nodes: list[str]) -> str:
+    return ", ".join(map(repr, nodes[:5])) + (", …" if len(nodes) > 5 else "")
 
 
 def _chosen(parts: CityParts, nodes: list[int]) -> CityParts:
@@ -228,6 +245,28 @@ def _extended(parts: CityParts, nodes: list[str]) -> CityParts:
         "node_ids": (*parts["node_ids"], *nodes),
     }
     return extended
+
+
+def networkx_parts(
+    readings: ReadingsLike,
+    graph: nx.Graph,
+    nodes: Nodes,
+    length: str | None,
+    sigma: float | None,
+    without_readings: WithoutReadings,
+    about: About,
+) -> tuple[CityParts, Edges]:
+    """Parts of :meth:`City.from_networkx <tsjt_pyg.data.City.from_networkx>`, where the arguments are explained."""
+    network = road_network_from_networkx(graph, nodes, length, sigma)
+    parts = city_parts(readings, about, network.node_ids)
+    places = about.get("positions")
+    if without_readings == "keep" and network.pos is None and isinstance(places, pd.DataFrame):
+        network = network._replace(pos=check_positions(places, network.node_ids))
+    ends = graph.edges(keys=True) if graph.is_multigraph() else graph.edges
+    loops = frozenset(id_text(edge) for edge in ends if edge[0] == edge[1])
+    if loops:
+        _log.info("%s: edges from a node to itself are left out: %s", parts["name"], _some(sorted(loops)))
+    return join_network(parts, network, nodes, without_readings, loops if nodes == "segments" else frozenset())
 
 
 def osmnx_parts(

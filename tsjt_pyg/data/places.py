@@ -129,7 +129,7 @@ def _places_by_id(positions: pd.DataFrame, node_ids: Sequence[str], argument: st
     absent = sorted(set(node_ids) - set(row))
     if absent:
         raise ValueError(
-            f"{argument}: node {absent[0]!r} of the readings is not in the table's {sensors.source} (such as "
+            f"{argument}: node {absent[0]!r} is not in the table's {sensors.source} (such as "
             f"{sensors.ids[0]!r}; {len(absent)} of {len(node_ids)} are absent); both need the same node ids (readings "
             "in an array get them with node_ids=)"
         )

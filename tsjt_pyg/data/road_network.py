@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import networkx as nx
+
+_log = logging.getLogger(__name__)
 
 Nodes = Literal["junctions", "segments"]
 Weight = Literal["length", "travel_time"]
@@ -368,7 +371,7 @@ def _shape(geometry: Any, road: str, ends: np.ndarray) -> np.ndarray:
 
 
 def road_network_from_networkx(
-    graph: nx.Graph, nodes: Nodes = "junctions", length: str = "length", sigma: float | None = None
+    graph: nx.Graph, nodes: Nodes = "junctions", length: str | None = None, sigma: float | None = None
 ) -> RoadNetwork:
     """Nodes and edges of a networkx graph of junctions joined by road segments.
 
@@ -377,17 +380,20 @@ def road_network_from_networkx(
         nodes: ``"junctions"``: the graph's nodes. ``"segments"``: the graph's edges, with the id ``"u-v"``
             (``"u-v-key"`` in a multigraph), joined where one may turn from one into the other (no U-turn). Loops from
             a junction to itself are left out.
-        length: Edge attribute with the metres of a road; weights are their Gaussian kernel. Where no edge has it, all
-            weights are 1.
+        length: Edge attribute with the metres of a road; weights are their Gaussian kernel. Default: ``"length"``, or
+            weights of 1 where no edge has it, with a warning where edges have other numbers.
         sigma: See :func:`~tsjt_pyg.data.graph.gaussian_kernel`.
 
     Raises:
-        ValueError: If the graph is empty, ``nodes`` is neither, two nodes have the same id as text, only some edges
-            have a length, or one is not a positive number.
+        ValueError: If the graph is empty, ``nodes`` is neither, two nodes have the same id as text, no edge has the
+            ``length`` that is asked for, only some edges have a length, or one is not a positive number.
     """
     check_choice("nodes", nodes, ("junctions", "segments"))
     roads = [(u, v, data) for u, v, data in graph.edges(data=True) if u != v]
+    asked, length = length is not None, "length" if length is None else length
     said = [length in data for *_, data in roads]
+    if roads and not any(said):
+        _no_lengths([data for *_, data in roads], length, asked)
     for u, v, data in roads if any(said) else []:
         try:
             metres = float(data.get(length, np.nan))
@@ -403,3 +409,27 @@ def road_network_from_networkx(
     if not any(said):
         found = replace(found, length=np.full(len(found.start), np.nan))
     return found.network(nodes, sigma=sigma)
+
+
+def _no_lengths(roads: list[dict[str, Any]], length: str, asked: bool) -> None:
+    """Refuses a length that was asked for and no edge has; says so of the default where another may be meant."""
+    if asked:
+        found = sorted({repr(name) for data in roads for name in data})
+        raise ValueError(
+            f"length: no edge of the graph has {length!r}, found: {', '.join(found) or 'edges without attributes'}; "
+            "name the one with the metres, or leave length out, and all weights are 1"
+        )
+    numbers = sorted({repr(name) for data in roads for name, value in data.items() if _is_number(value)})
+    if numbers:
+        _log.warning(
+            "no edge of the graph has %r (found: %s); all weights are 1; say which with length=",
+            length,
+            ", ".join(numbers),
+        )
+
+
+def _is_number(value: object) -> bool:
+    try:  # GraphML may leave numbers as text
+        return not isinstance(value, bool) and bool(np.isfinite(float(value)))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
