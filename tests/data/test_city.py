@@ -377,7 +377,7 @@ def test_parts_must_fit_each_other(change, message):
         ),
         (
             lambda: City.from_networkx(TABLE, nx.path_graph(list("ab"))),
-            r"'c' is not in the graph.*leave those that it lacks out.*readings.drop\(columns=…\): 'c' \(1 in all\)",
+            r"'c' is not in the graph.*leave nodes that the graph lacks.*readings.drop\(columns=…\): 'c' \(1 in all\)",
         ),
         (lambda: City.from_networkx(READINGS, nx.path_graph(4)), "graph: expected 3 ids.*found 4"),
         (lambda: City.from_adjacency(READINGS, CHAIN).between(3, 3), "between: expected 0 <= first < last <= 8"),

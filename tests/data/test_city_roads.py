@@ -169,7 +169,9 @@ def test_sensors_are_joined_along_the_roads(caplog):
     assert city.pos[1].tolist() == pytest.approx([52 + 20 * METRE, 4.004])
     turning = City.from_road_network(table("s1", "s3"), sensors(), simple(), kernel="none", u_turns=True)
     assert edges(turning) == pytest.approx({("s1", "s3"): 560 + 420, ("s3", "s1"): 280 + 140}, rel=1e-3)
-    near = City.from_road_network(table("s4", "s2", "s1"), sensors(), simple(), path_limit=1000)
+    with caplog.at_level(logging.INFO, "tsjt_pyg"):
+        near = City.from_road_network(table("s4", "s2", "s1"), sensors(), simple(), path_limit=1000)
+    assert "city: 2 sensors without readings are left out ('s3', 's6')" in caplog.text
     ways = [140, 970]
     rms = math.sqrt(sum(w * w for w in ways) / 2)
     kernel = {("s1", "s2"): math.exp(-((140 / rms) ** 2)), ("s2", "s4"): math.exp(-((970 / rms) ** 2))}

@@ -174,7 +174,7 @@ def join_network(
             which = f"{unknown[0]!r} is not in the graph"
             if len(unknown) < len(parts["node_ids"]):
                 way_out = (
-                    f"; leave those that it lacks out of the readings, for example with readings.drop(columns=…): "
+                    "; leave nodes that the graph lacks out of the readings, such as with readings.drop(columns=…): "
                     f"{_some(unknown)} ({len(unknown)} in all)"
                 )
         elif not kept:
@@ -359,6 +359,9 @@ def sensor_parts(
             "%s: of %d nodes with readings %d are left out: %d are not among the sensors, %d are too far from a road",
             parts["name"], len(parts["node_ids"]), without + far, without, far,
         )  # fmt: skip
+    silent = sorted(set(placed.index) - set(parts["node_ids"]))
+    if silent:
+        _log.info("%s: %d sensors without readings are left out (%s)", parts["name"], len(silent), _some(silent))
     parts = _chosen(parts, known)
     placed = placed.loc[list(parts["node_ids"])]
     number = {segment: i for i, segment in enumerate(roads.segment_ids)}
