@@ -57,8 +57,7 @@ import pandas as pd
 from tsjt_pyg.training import SavedModel
 
 saved = SavedModel.load(folder / "run")
-values = test.readings[..., 0].where(test.mask[..., 0], torch.nan)
-table = pd.DataFrame(values.numpy(), index=test.time.rename("time"), columns=test.node_ids)
+table = test.to_frame()
 
 
 def last_hour(until):

@@ -41,9 +41,14 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
         ),
         case("readings: column '1' is there 2 times", wide().set_axis(["1", "2", "3", "1.0"], axis=1)),
         case(
-            r"none of its 4 sensor ids \(such as 'a'\) is an id of sensors \(such as '773869'\); the table was taken "
-            "as wide.*layout=.*columns=",
-            wide().set_axis(["a", "b", "c", "d"], axis=1),
+            r"none of its 4 sensor ids \(such as 'S-038'\) is an id of sensors \(such as '773869'\); make the ids of both "
+            "equal, as text: prefixes and leading zeros count .*taken as wide.*of a long one, name .*columns=",
+            wide().set_axis(["S-038", "b", "c", "d"], axis=1),
+        ),
+        case(
+            r"is an id of sensors .*leading zeros count \(the table was taken as long; if another column is it, name .*"
+            r"columns=\{'sensor': ",
+            long().assign(sensor_id=lambda table: "0" + table["sensor_id"]),
         ),
         case("is an id of sensors .* taken as wide", long().rename(columns={"sensor_id": "loop"})),
         case(
@@ -110,20 +115,20 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
             time_format="%d.%m.%Y",
         ),
         case(
-            r"readings: row 5: 2024-03-04 08:27:00 is no step of 0 days 00:05:00 from 2024-03-04 08:00:00 on \(the "
+            r"readings: row 5: 2024-03-04 08:27:00 is no step of 5 min from 2024-03-04 08:00:00 on \(the "
             r"most frequent gap; nor are 0 other rows\): intervals are mixed or times jitter",
             times(*TIME[:5], TIME[5] + pd.Timedelta("2min")),
         ),
-        case(r"row 1: .*is no step of 0 days 00:15:00 .*\(given; nor are 3 other", interval="15min"),
+        case(r"row 1: .*is no step of 15 min .*\(given; nor are 3 other", interval="15min"),
         case("interval: expected a positive part of a day", interval="-5min"),
         case("interval: expected a time with its unit", interval=5),
         case(
-            "interval: expected a positive part of a day .* found 0 days 00:07:00",
+            "interval: expected a positive part of a day .* found 7 min",
             wide().set_axis(TIME[0] + np.arange(6) * pd.Timedelta("7min")),
         ),
         case(
-            r"readings: its 6 times from 2024.* would be \d+ steps of 0 days 00:05:00 .*almost all missing; if no "
-            "time is wrong, confirm with interval=",
+            r"readings: its 6 times from 2024.* would be \d+ steps of 5 min .*almost all missing; if no "
+            "time is wrong, confirm with interval=, or say how times are written with time_format=",
             times(*TIME[:5], TIME[5] + pd.Timedelta("36500D")),
         ),
         case("all rows are of one time, 2024-03-04 08:00:00; say .* interval=", wide().iloc[:1]),
@@ -160,9 +165,34 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
         case("edges: there is no column for 'to'", edges=EDGES.drop(columns="to")),
         case(r"threshold: expected a weight in \[0, 1\), found 1.0", edges=EDGES, threshold=1.0),
         case("columns: expected 'time', 'sensor', .* found 'when'", columns={"when": "timestamp"}),
-        case(r"columns: there is no column 'when' \(for 'time'\)", columns={"time": "when"}),
+        case(
+            r"columns: there is no column 'when' \(for 'time'\) in any table: readings has \['timestamp', '773869', "
+            r"'767541', '767542', '717447'\], sensors has \['sensor_id', 'latitude', 'longitude'\]$",
+            columns={"time": "when"},
+        ),
         case("layout: expected 'auto', 'wide', 'long', found 'square'", layout="square"),
         case("missing: expected 'drop', 'keep', 'error', found 'ignore'", missing="ignore"),
+        case(
+            "readings: column '773869', row 0: found '14,1', expected a number; with decimal commas: decimal=','$",
+            wide().astype(object).replace(1.0, "14,1"),
+        ),
+        case(
+            "readings: column '773869', row 0: found '1.234,5', expected a number$",
+            wide().astype(object).replace(1.0, "1.234,5"),
+        ),
+        *(
+            case(
+                f"readings: column '773869', row 0: found '{text}', expected a number with a decimal comma",
+                wide().astype(object).replace(1.0, text),
+                decimal=",",
+            )
+            for text in ("1.234", "1.234,5", "14,1 km/h", "")
+        ),
+        case("decimal: expected '.', ',', found ';'", decimal=";"),
+        *(
+            case(f"missing_values: expected numbers .* found {found!r}", missing_values=given)
+            for given, found in (("n/a", "n/a"), ([0, "n/a"], "n/a"), (True, True), (None, None))
+        ),
         case("duplicates: expected 'error', 'mean', 'first', 'last', found", duplicates="sum"),
     ],
 )

@@ -244,6 +244,35 @@ def test_select_keeps_order_units_and_mask(make_city):
     assert city.select("occ").channels == ("occ",)
 
 
+def test_rename_changes_names_alone(make_city):
+    city = make_city(num_channels=2, missing=0.3, channels=["v_mittel", "q"], units=["km/h", "veh/h"])
+    renamed = city.rename({"v_mittel": "speed"})
+    assert (renamed.channels, renamed.units) == (("speed", "q"), city.units)
+    assert renamed.rename({"speed": "v_mittel"}).fingerprint() == city.fingerprint()
+    assert renamed.readings is city.readings
+    assert city.rename({"v_mittel": "q", "q": "v_mittel"}).channels == ("q", "v_mittel")
+    with pytest.raises(ValueError, match=r"rename: city has the channels \['v_mittel', 'q'\], found 'v'"):
+        city.rename({"v": "speed"})
+    with pytest.raises(ValueError, match=r"rename: .* found 'q' twice; city has the channels \['v_mittel', 'q'\]"):
+        city.rename({"v_mittel": "q"})
+
+
+def test_to_frame_keeps_what_was_not_observed_apart(make_city):
+    city = make_city(num_channels=2, missing=0.3, channels=["speed", "flow"])
+    for i, channel in enumerate(city.channels):
+        table = city.to_frame(channel)
+        assert (table.index.name, tuple(table.columns)) == ("time", city.node_ids)
+        assert table.index.equals(city.time)
+        assert np.array_equal(table.notna().to_numpy(), city.mask[..., i].numpy())
+        again = City.from_edge_index(table, city.edge_index, city.edge_weight, channels=channel)
+        assert torch.equal(again.readings, city.select(channel).readings)
+        pd.testing.assert_frame_equal(city.select(channel).to_frame(), table)
+    with pytest.raises(ValueError, match=r"channel: city has \['speed', 'flow'\], say which with channel="):
+        city.to_frame()
+    with pytest.raises(ValueError, match=r"channels: city has \['speed', 'flow'\], found \['occ'\]"):
+        city.to_frame("occ")
+
+
 @pytest.mark.parametrize(("reduce", "function"), [("sum", np.sum), ("mean", np.mean)])
 def test_resample_needs_every_part_observed(reduce, function):
     readings = READINGS[:7].copy()

@@ -198,7 +198,10 @@ def test_source_and_target_must_be_alike(make_city, sources, target, history, ho
 
 
 def test_a_source_of_another_quantity_or_interval_is_refused(make_city, target):
-    with pytest.raises(ValueError, match=r"sources\[0\]: odd has channels \('flow',\), the target target has .*select"):
+    with pytest.raises(
+        ValueError,
+        match=r"sources\[0\]: odd has channels \('flow',\), the target target has .*City.select, or City.rename",
+    ):
         CityPairLoader([make_city(channels="flow", name="odd").windows(4, 2)], target)
     with pytest.raises(ValueError, match=r"sources\[0\]: odd has interval 0 days 02:00:00, the target .*City.resample"):
         CityPairLoader([make_city(interval="2h", name="odd").windows(4, 2)], target)

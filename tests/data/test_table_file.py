@@ -48,10 +48,11 @@ def test_one_id_whatever_its_type(value, text):
         (HEADER + ROWS.replace("08:05", "08:65", 1), "line 6: found '2024-03-04 08:65:00', expected"),
         (HEADER + ROWS + ROWS.splitlines()[5] + "\n", "line 26: sensor '767541' at 2024-03-04 08:05:00 is there again "
          "(first in line 7; 1 duplicate rows in all"),
-        (HEADER + ROWS.replace("08:10", "08:12"), "line 10: 2024-03-04 08:12:00 is no step of 0 days 00:05:00"),
+        (HEADER + ROWS.replace("08:10", "08:12"), "line 10: 2024-03-04 08:12:00 is no step of 5 min"),
         (HEADER.replace("sensor_id", "loop") + ROWS, "is an id of sensors"),
         (HEADER.replace("timestamp", "when") + ROWS, "there is no column for 'time': expected one"),
-        ((HEADER + ROWS).encode("utf-16"), "cannot be read as CSV (it is not UTF-8 text; save it as UTF-8)"),
+        ((HEADER + ROWS).encode("utf-16"), "cannot be read as CSV (it is not UTF-8 text; save it as UTF-8), or give "
+         "the table itself: pandas.read_csv(…, encoding=…)"),
         ((HEADER + ROWS + "2024-03-04 09:00,café,1\n").encode("latin-1"), "CSV (it is not UTF-8 text"),
     ],
 )  # fmt: skip

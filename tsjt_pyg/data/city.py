@@ -50,7 +50,7 @@ from .rows import row_blocks
 from .snap import Snapped
 from .split import FewShotSplit, few_shot_steps
 from .units import convert_units
-from .views import Reduce, between, resample, select
+from .views import Reduce, between, rename, resample, select, to_frame
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -412,6 +412,10 @@ class City:
         """The city with the given channels, in that order."""
         return select(self, channels)
 
+    def rename(self, channels: Mapping[str, str]) -> City:
+        """The city with other names of channels, as ``{"v_mittel": "speed"}``; the others keep theirs."""
+        return rename(self, channels)
+
     def resample(self, interval: str | pd.Timedelta, reduce: Reduce = "mean") -> City:
         """The city at a longer interval: ``"mean"`` of speeds, ``"sum"`` of counts.
 
@@ -478,6 +482,13 @@ class City:
             ValueError: If one of them is not a positive whole number, or the city has fewer steps than a window.
         """
         return Windows(self, history, horizon, stride)
+
+    def to_frame(self, channel: str | None = None) -> pd.DataFrame:
+        """One channel (default: the only one) as a wide table of times and node ids, NaN where nothing was observed.
+
+        See :func:`tsjt_pyg.data.views.to_frame`.
+        """
+        return to_frame(self, channel)
 
     def to_signal(self, history: int = 12, horizon: int = 12) -> Any:
         """The windows as a :class:`torch_geometric_temporal.signal.StaticGraphTemporalSignal`.

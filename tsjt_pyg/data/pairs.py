@@ -217,12 +217,13 @@ def check_comparable(source: City, target: City, label: str) -> None:
     Raises:
         ValueError: If they are not; ``label`` says which source it is.
     """
-    for argument in ("channels", "interval"):
+    ways = {"channels": "City.select, or City.rename if it is a matter of names", "interval": "City.resample"}
+    for argument, way in ways.items():
         here, there = getattr(target, argument), getattr(source, argument)
         if here != there:
             raise ValueError(
                 f"{label}: {source.name} has {argument} {there}, the target {target.name} has {here}; bring them "
-                f"together with City.{'resample' if argument == 'interval' else 'select'}"
+                f"together with {way}"
             )
     if source.units != target.units:
         logger.info(

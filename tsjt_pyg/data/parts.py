@@ -158,6 +158,11 @@ def check_local(start: pd.Timestamp) -> None:
         )
 
 
+def interval_text(interval: pd.Timedelta) -> str:
+    """An interval as people say it: ``"10 min"``."""
+    return f"{interval.total_seconds() / 60:g} min"
+
+
 def parse_interval(interval: str | pd.Timedelta) -> pd.Timedelta:
     """An interval with its unit; a bare number is refused."""
     if isinstance(interval, int | float):  # pandas would take it for nanoseconds

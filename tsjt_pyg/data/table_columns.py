@@ -31,10 +31,15 @@ def find_column(table: Table, role: str, named: Mapping[str, str], also: Sequenc
     return next((lower[name] for name in (*NAMES[role], *also) if name in lower), None)
 
 
+def columns_of(table: Table) -> str:
+    """The columns of a table, the first twelve of many, for errors."""
+    found = list(table.frame.columns)
+    return f"{found[:12]}{' …' if len(found) > 12 else ''}"
+
+
 def no_column(table: Table, role: str) -> ValueError:
     """What is said where a column cannot be done without."""
-    found = list(table.frame.columns)
     return ValueError(
         f"{table.label}: there is no column for {role!r}: expected one named {', '.join(NAMES[role])}, found "
-        f"{found[:12]}{' …' if len(found) > 12 else ''}; say which it is with columns={{{role!r}: ...}}"
+        f"{columns_of(table)}; say which it is with columns={{{role!r}: ...}}"
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,9 +18,12 @@ from .ids import id_text
 TableLike = pd.DataFrame | str | Path
 """A table, or the path of a ``.csv``, ``.tsv``, ``.txt`` or ``.parquet`` file."""
 
+Decimal = Literal[".", ","]
+
 _TEXT = (".csv", ".tsv", ".txt")
 _PARQUET = (".parquet", ".pq")
 _SEPARATORS = ",;\t"
+_COMMA = re.compile(r"[-+]?\d*,\d+")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -30,22 +35,36 @@ class Table:
         frame: Its rows; column names are text without spaces around it, the index is without meaning.
         label: ``"sensors"``, or the file.
         place: ``"line 7"`` or ``"row 5"``, of the number of a row.
+        decimal: ``"."`` or ``","``, of numbers that are text.
     """
 
     frame: pd.DataFrame
     label: str
     place: Callable[[int], str]
+    decimal: Decimal = "."
 
-    def numbers(self, column: str) -> np.ndarray:
+    def numbers(self, column: str, also_point: bool = False) -> np.ndarray:
         """A column as float64 that fits into float32, NaN where it is empty.
+
+        Args:
+            column: Its name.
+            also_point: Whether a point is read beside decimal commas, too. Default: refused, for in ``"1.234"`` it may
+                separate thousands.
 
         Raises:
             ValueError: On text or infinite numbers, with the line.
         """
         values = self.frame[column]
         if values.dtype.kind not in "fiub":
-            numbers = pd.to_numeric(values.astype(object), errors="coerce")  # times as objects: not their nanoseconds
-            self.refuse(column, (numbers.isna() & values.notna()).to_numpy(), "expected a number")
+            texts = values.astype(object)  # times as objects: not their nanoseconds
+            if self.decimal == ",":
+                texts = texts.map(lambda value: _with_point(value, also_point))
+            numbers = pd.to_numeric(texts, errors="coerce")
+            bad = (numbers.isna() & values.notna()).to_numpy()
+            expected = "expected a number" + (" with a decimal comma (decimal=',')" if self.decimal == "," else "")
+            if bad.any() and self.decimal == "." and _COMMA.fullmatch(str(values.iloc[int(bad.argmax())]).strip()):
+                expected += "; with decimal commas: decimal=','"
+            self.refuse(column, bad, expected)
             values = numbers
         found = values.to_numpy(dtype=np.float64, na_value=np.nan)
         self.refuse(column, np.abs(found) > _LARGEST, "expected a finite number, or an empty field where there is none")
@@ -71,7 +90,14 @@ class Table:
             raise ValueError(f"{self.label}: column {column!r}, {self.place(row)}: found {found}, {expected}")
 
 
-def open_table(source: TableLike, argument: str, text: Collection[str] = ()) -> Table:
+def _with_point(value: object, also_point: bool) -> object:
+    """A text number with a decimal comma as one with a point; nothing that is a number where it has a point already."""
+    if not isinstance(value, str) or (also_point and "," not in value):
+        return value
+    return "" if "." in value else value.replace(",", ".")
+
+
+def open_table(source: TableLike, argument: str, text: Collection[str] = (), decimal: Decimal = ".") -> Table:
     """A table with rows, from wherever it is.
 
     Args:
@@ -79,6 +105,7 @@ def open_table(source: TableLike, argument: str, text: Collection[str] = ()) -> 
             ``time`` or ``index`` if it has no name.
         argument: Name of the argument, for errors.
         text: Columns of a CSV file that are kept as text even where they look like numbers (in lower case).
+        decimal: Of numbers that are text.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -95,7 +122,7 @@ def open_table(source: TableLike, argument: str, text: Collection[str] = ()) -> 
         if not path.is_file():
             raise FileNotFoundError(f"{argument}: there is no file {path}")
         if path.suffix.lower() in _TEXT:
-            frame, place = read_text(path, text), lambda row: f"line {line_of(path, row)}"
+            frame, place = _read_csv(path, text, decimal), lambda row: f"line {line_of(path, row)}"
         elif path.suffix.lower() in _PARQUET:
             frame, place = _read_parquet(path), _row
         else:
@@ -115,7 +142,7 @@ def open_table(source: TableLike, argument: str, text: Collection[str] = ()) -> 
     _check_once(list(frame.columns), label)
     if frame.empty:
         raise ValueError(f"{label}: found a header and no rows")
-    return Table(frame, label, place)
+    return Table(frame, label, place, decimal)
 
 
 def _row(row: int) -> str:
@@ -126,6 +153,15 @@ def _check_once(columns: list[str], label: str) -> None:
     name, count = Counter(columns).most_common(1)[0] if columns else ("", 0)
     if count > 1:
         raise ValueError(f"{label}: column {name!r} is there {count} times; a column (a sensor id) may be there once")
+
+
+def _read_csv(path: Path, text: Collection[str], decimal: Decimal) -> pd.DataFrame:
+    try:
+        return read_text(path, text, decimal=decimal)
+    except ValueError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise ValueError(f"{error}, or give the table itself: pandas.read_csv(…, encoding=…)") from error
+        raise
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -145,6 +181,7 @@ def read_text(
     header: bool = True,
     names: Sequence[str] | None = None,
     only: Collection[str] | None = None,
+    decimal: Decimal = ".",
 ) -> pd.DataFrame:
     """A rectangular CSV file; fields are separated by what separates the first line: comma, semicolon or tab.
 
@@ -154,6 +191,7 @@ def read_text(
         header: Whether the first line names the columns.
         names: Names of the columns of a file without a header.
         only: The columns to read, of which others may be absent. Default: all.
+        decimal: What separates the decimals.
 
     Raises:
         ValueError: If it is empty, ragged, no UTF-8, names a column twice, or has not as many columns as ``names``.
@@ -169,6 +207,7 @@ def read_text(
         table = pd.read_csv(
             path,
             sep=separator,
+            decimal=decimal,
             header=0 if header else None,
             names=None if names is None else list(names),
             encoding="utf-8-sig",

@@ -33,6 +33,9 @@ class TableReport:
         edges_dropped: Number of rows of the edges' table that became none of them, by reason.
         coverage: Share of observed readings in [0, 1]: a row a node, a column a channel.
         converted: Number of sensors whose readings were converted, by unit and new unit.
+        marked: Readings that were one of ``missing_values``.
+        doubtful: Readings of the city outside what their unit allows, such as negative speeds; they were kept. See
+            :data:`~tsjt_pyg.data.units.LIMITS`.
     """
 
     layout: str
@@ -51,6 +54,8 @@ class TableReport:
     edges_dropped: Mapping[str, int]
     coverage: pd.DataFrame
     converted: Mapping[str, int] = field(default_factory=dict)
+    marked: int = 0
+    doubtful: int = 0
 
     @property
     def dropped(self) -> bool:
@@ -97,6 +102,12 @@ class TableReport:
                 (self.steps_added, "steps without a row (added, missing)"),
                 (self.rows_out_of_order, "rows out of order (sorted)"),
                 (self.duplicate_rows, "duplicate rows (joined)"),
+                (self.marked, "readings among missing_values (missing)"),
+                (
+                    self.doubtful,
+                    "readings outside what their unit allows (kept): name numbers that mean 'missing' with "
+                    "missing_values=, or mask the readings with City.repair",
+                ),
                 *((count, f"sensors converted from {units}") for units, count in self.converted.items()),
                 *((count, f"edges dropped: {reason}") for reason, count in self.edges_dropped.items()),
             )

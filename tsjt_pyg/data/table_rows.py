@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .parts import parse_interval
+from .parts import interval_text, parse_interval
 from .table_columns import NAMES, find_column, no_column
 from .table_file import Table
 from .times import MOST_GAPS
@@ -31,6 +31,7 @@ class Rows:
         values: float32, NaN where nothing was observed. Wide: ``[R, N]``, a column an id. Long: ``[R, C]``.
         channels: One name a channel.
         left_out: Columns that are no channel.
+        marked: How many readings were a number that means "missing".
     """
 
     table: Table
@@ -41,6 +42,7 @@ class Rows:
     values: np.ndarray
     channels: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    marked: int = 0
 
     def select(self, nodes: Sequence[str]) -> Rows:
         """The rows of these nodes only, whose order becomes that of ``ids``; a new node has no rows (or only NaN)."""
@@ -73,7 +75,12 @@ class Grid(NamedTuple):
 
 
 def wide_rows(
-    table: Table, sensor_ids: Sequence[str], named: Mapping[str, str], channel: str, time_format: str | None
+    table: Table,
+    sensor_ids: Sequence[str],
+    named: Mapping[str, str],
+    channel: str,
+    time_format: str | None,
+    missing_values: Sequence[float] = (),
 ) -> Rows:
     """A table with a time column and a column a sensor id; columns of no sensor are not looked into."""
     time = find_column(table, "time", named)
@@ -90,11 +97,18 @@ def wide_rows(
     for i, column in enumerate(ids):
         if column in known:
             values[:, i] = table.numbers(column)
-    return Rows(table, np.arange(len(values)), _times(table, time, time_format), None, ids, values, (channel,))
+    marked = _mark(values, missing_values)
+    times = _times(table, time, time_format)
+    return Rows(table, np.arange(len(values)), times, None, ids, values, (channel,), marked=marked)
 
 
 def long_rows(
-    table: Table, sensor: str, named: Mapping[str, str], channels: Sequence[str] | None, time_format: str | None
+    table: Table,
+    sensor: str,
+    named: Mapping[str, str],
+    channels: Sequence[str] | None,
+    time_format: str | None,
+    missing_values: Sequence[float] = (),
 ) -> Rows:
     """A table with a row a time and sensor, and a column a channel."""
     time = find_column(table, "time", named)
@@ -119,11 +133,18 @@ def long_rows(
         if given:
             raise
         raise ValueError(f"{error}; if the column is no channel, name those that are with channels=") from error
+    marked = _mark(values, missing_values)
     codes, ids = table.ids(sensor)
     left_out = tuple(column for column in others if column not in channels)
-    return Rows(
-        table, np.arange(len(codes)), _times(table, time, time_format), codes, ids, values, tuple(channels), left_out
-    )
+    times = _times(table, time, time_format)
+    return Rows(table, np.arange(len(codes)), times, codes, ids, values, tuple(channels), left_out, marked)
+
+
+def _mark(values: np.ndarray, missing_values: Sequence[float]) -> int:
+    """Makes NaN of the values that mean "missing", in place, and counts them; as float32, so that -9.9 is -9.9."""
+    found = np.isin(values, np.array(missing_values, dtype=values.dtype))
+    values[found] = np.nan
+    return int(found.sum())
 
 
 def _times(table: Table, column: str, time_format: str | None) -> pd.DatetimeIndex:
@@ -215,7 +236,9 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
     if interval is not None:
         spacing = parse_interval(interval)
         if spacing <= pd.Timedelta(0):
-            raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {spacing}")
+            raise ValueError(
+                f"interval: expected a positive part of a day (such as '5min'), found {interval_text(spacing)}"
+            )
     elif len(unique) > 1:
         gaps, counts = np.unique(np.diff(unique.to_numpy()), return_counts=True)
         spacing = pd.Timedelta(gaps[counts.argmax()])
@@ -225,7 +248,7 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
     if off.any():
         row = int(np.asarray(off).argmax())
         raise ValueError(
-            f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of {spacing} from "
+            f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of {interval_text(spacing)} from "
             f"{start} on ({'given' if interval is not None else 'the most frequent gap'}; nor are "
             f"{int(off.sum()) - 1} other rows): intervals are mixed or times jitter; resample or round them with "
             "pandas, or say interval="
@@ -233,7 +256,8 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
     num_steps = (unique[-1] - start) // spacing + 1
     if interval is None and num_steps > MOST_GAPS * len(unique):
         raise ValueError(
-            f"{label}: its {len(unique)} times from {start} to {unique[-1]} would be {num_steps} steps of {spacing} "
-            "(the most frequent gap), almost all missing; if no time is wrong, confirm with interval="
+            f"{label}: its {len(unique)} times from {start} to {unique[-1]} would be {num_steps} steps of {interval_text(spacing)} "
+            "(the most frequent gap), almost all missing; if no time is wrong, confirm with interval=, "
+            "or say how times are written with time_format="
         )
     return np.asarray((rows.times - start) // spacing, dtype=np.int64), start, spacing

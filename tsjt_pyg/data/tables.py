@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from .city import City
 from .ids import id_text
 from .parts import About, AboutReadings
-from .table_columns import NAMES, find_column, no_column
-from .table_file import Table, TableLike, open_table
+from .repair import find_faults
+from .table_columns import NAMES, columns_of, find_column, no_column
+from .table_file import Decimal, Table, TableLike, open_table
 from .table_report import TableReport
 from .table_rows import Duplicates, Rows, arrange, long_rows, wide_rows
 from .table_units import one_unit
@@ -39,6 +40,10 @@ class TableArguments(TypedDict, total=False):
         name: Name of the city. Default: ``"city"``.
         interval: Time between two steps. Default: the most frequent gap between times.
         time_format: Of times that are not year first (ISO 8601), such as ``"%d/%m/%Y %H:%M"``.
+        decimal: ``","`` where numbers that are text, as in a CSV file, have decimal commas (positions may still have
+            points). Default: ``"."``.
+        missing_values: Numbers that mean "missing" in the channels' columns, such as ``[0, -1]``, in the table's own
+            units. Default: none.
         missing: What to do with ids that only one table has. ``"drop"`` (default): they are left out; ``"keep"``:
             sensors without readings stay, as nodes never observed, the others are left out; ``"error"``.
         duplicates: What to do with rows of the same time (and sensor): ``"error"`` (default), or take the ``"mean"``,
@@ -55,6 +60,8 @@ class TableArguments(TypedDict, total=False):
     name: str
     interval: str | pd.Timedelta
     time_format: str
+    decimal: Decimal
+    missing_values: Sequence[float] | float
     missing: Missing
     duplicates: Duplicates
     k: int
@@ -81,6 +88,8 @@ def read_tables(
     name: str = "city",
     interval: str | pd.Timedelta | None = None,
     time_format: str | None = None,
+    decimal: Decimal = ".",
+    missing_values: Sequence[float] | float = (),
     missing: Missing = "drop",
     duplicates: Duplicates = "error",
     k: int = 8,
@@ -103,8 +112,8 @@ def read_tables(
         edges: A table (or file) with columns for from and to (sensor ids) and either a distance in metres (weighted by
             a Gaussian kernel, of parallel edges the shortest) or a weight (as it is, of parallel edges the largest);
             with neither, all weights are 1. ``None``: the ``k`` nearest by position.
-        layout, columns, channels, units, name, interval, time_format, missing, duplicates, k, sigma, threshold: See
-            :class:`TableArguments`.
+        layout, columns, channels, units, name, interval, time_format, decimal, missing_values, missing, duplicates, k,
+            sigma, threshold: See :class:`TableArguments`.
 
     Returns:
         ``(city, report)``; the report is logged, too.
@@ -117,6 +126,7 @@ def read_tables(
     """
     for argument, choice, known in (
         ("layout", layout, ("auto", "wide", "long")),
+        ("decimal", decimal, (".", ",")),
         ("missing", missing, ("drop", "keep", "error")),
         ("duplicates", duplicates, ("error", "mean", "first", "last")),
         *(("columns", role, tuple(NAMES)) for role in columns or {}),
@@ -124,10 +134,10 @@ def read_tables(
         if choice not in known:
             raise ValueError(f"{argument}: expected {', '.join(map(repr, known))}, found {choice!r}")
     named = dict(columns or {})
-    table, sensor_table, edge_table = _opened(readings, sensors, edges, named)
+    table, sensor_table, edge_table = _opened(readings, sensors, edges, named, decimal)
 
     nodes, positions = _sensors(sensor_table, named, needed=edge_table is None)
-    rows = _rows(table, layout, nodes, named, channels, time_format)
+    rows = _rows(table, layout, nodes, named, channels, time_format, _numbers(missing_values))
     only_sensors, only_readings = _unmatched(rows, nodes, sensor_table, missing)
     if missing != "keep":
         nodes = [node for node in nodes if node not in set(only_sensors)]
@@ -169,6 +179,8 @@ def read_tables(
         interval=city.interval,
         steps=city.num_steps,
         steps_added=grid.steps_added,
+        marked=rows.marked,
+        doubtful=int((find_faults(city, dead=False, stuck=None).rule > 0).sum()),
         sensors_without_readings=only_sensors,
         readings_without_sensor=only_readings,
         kept=missing == "keep",
@@ -178,20 +190,32 @@ def read_tables(
         edges_dropped={reason: count for reason, count in dropped.items() if count},
         coverage=pd.DataFrame(city.mask.double().mean(dim=0).numpy(), index=nodes, columns=list(city.channels)),
     )
-    logger.log(logging.WARNING if report.dropped else logging.INFO, "%s: %s", name, report)
+    logger.log(logging.WARNING if report.dropped or report.doubtful else logging.INFO, "%s: %s", name, report)
     return TablesRead(city, report)
 
 
+def _numbers(missing_values: Sequence[float] | float) -> list[float]:
+    several = not isinstance(missing_values, str | int | float | np.number) and isinstance(missing_values, Iterable)
+    numbers = list(missing_values) if several else [missing_values]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+            raise ValueError(f"missing_values: expected numbers (such as [0, -1]), found {number!r}")
+    return numbers
+
+
 def _opened(
-    readings: TableLike, sensors: TableLike, edges: TableLike | None, named: Mapping[str, str]
+    readings: TableLike, sensors: TableLike, edges: TableLike | None, named: Mapping[str, str], decimal: Decimal
 ) -> tuple[Table, Table, Table | None]:
     roles = ("sensor", "from", "to")
     text = {name for role in roles for name in (*NAMES[role], named.get(role, "").lower())}
-    table, sensor_table = open_table(readings, "readings", text), open_table(sensors, "sensors", text)
-    edge_table = None if edges is None else open_table(edges, "edges", text)
+    table = open_table(readings, "readings", text, decimal)
+    sensor_table = open_table(sensors, "sensors", text, decimal)
+    edge_table = None if edges is None else open_table(edges, "edges", text, decimal)
+    opened = [found for found in (table, sensor_table, edge_table) if found is not None]
     for role, column in named.items():
-        if not any(column in found.frame.columns for found in (table, sensor_table, edge_table) if found is not None):
-            raise ValueError(f"columns: there is no column {column!r} (for {role!r}) in any table")
+        if not any(column in found.frame.columns for found in opened):
+            have = ", ".join(f"{found.label} has {columns_of(found)}" for found in opened)
+            raise ValueError(f"columns: there is no column {column!r} (for {role!r}) in any table: {have}")
     return table, sensor_table, edge_table
 
 
@@ -212,7 +236,7 @@ def _sensors(table: Table, named: Mapping[str, str], needed: bool) -> tuple[list
     for role in ("latitude", "longitude"):
         found = find_column(table, role, named)
         if found is not None:
-            place[role] = table.numbers(found)
+            place[role] = table.numbers(found, also_point=True)
         elif needed or place:
             raise no_column(table, role)
     return ids, pd.DataFrame(place, index=ids) if len(place) == 2 else None
@@ -225,6 +249,7 @@ def _rows(
     named: Mapping[str, str],
     channels: Sequence[str] | str | None,
     time_format: str | None,
+    missing_values: Sequence[float],
 ) -> Rows:
     channels = [channels] if isinstance(channels, str) else channels
     sensor = None if layout == "wide" else find_column(table, "sensor", named)
@@ -237,12 +262,13 @@ def _rows(
                 f"sensor ids too (wide); say layout='long' or layout='wide' (and drop {sensor!r} if it numbers rows)"
             )
     if sensor is not None:
-        return long_rows(table, sensor, named, channels, time_format)
+        return long_rows(table, sensor, named, channels, time_format, missing_values)
     if layout == "long":
         raise no_column(table, "sensor")
     if channels is not None and len(channels) != 1:
         raise ValueError(f"channels: {table.label} is wide, so it has one channel, found {list(channels)}")
-    return wide_rows(table, sensor_ids, named, channels[0] if channels else "reading", time_format)
+    channel = channels[0] if channels else "reading"
+    return wide_rows(table, sensor_ids, named, channel, time_format, missing_values)
 
 
 def _unmatched(
@@ -254,11 +280,11 @@ def _unmatched(
     only_readings = tuple(node for node in rows.ids if node not in known)
     label = rows.table.label
     if len(only_sensors) == len(sensor_ids):
-        kind = "wide (its columns are the sensor ids)" if rows.sensor is None else "long"
+        taken = "wide, a column a sensor id; of a long one" if rows.sensor is None else "long; if another column is it"
         raise ValueError(
             f"{label}: none of its {len(rows.ids)} sensor ids (such as {rows.ids[0]!r}) is an id of {sensors.label} "
-            f"(such as {sensor_ids[0]!r}); the table was taken as {kind}: say otherwise with layout=, or name the "
-            "column that holds the ids with columns={'sensor': ...}"
+            f"(such as {sensor_ids[0]!r}); make the ids of both equal, as text: prefixes and leading zeros count (the "
+            f"table was taken as {taken}, name the column of ids with columns={{'sensor': ...}})"
         )
     if missing == "error" and (only_sensors or only_readings):
         raise ValueError(

@@ -1,12 +1,13 @@
-"""Parts of a city: some of its steps or channels, or its steps joined to longer ones."""
+"""A city seen otherwise: some of its steps or channels, longer steps, other names, a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
+import torch
 
 from .parts import parse_interval
 from .units import summed_unit
@@ -45,6 +46,49 @@ def select(city: City, channels: Sequence[str] | str) -> City:
         channels=tuple(names),
         units=tuple(city.units[i] for i in index),
     )
+
+
+def rename(city: City, names: Mapping[str, str]) -> City:
+    """The city with other names of channels; readings, units and order stay.
+
+    Args:
+        city: The city.
+        names: From a channel to its new name; channels that are not in it keep theirs.
+
+    Raises:
+        ValueError: If a channel is unknown, or two channels would have one name.
+    """
+    unknown = [name for name in names if name not in city.channels]
+    if unknown:
+        raise ValueError(f"rename: {city.name} has the channels {list(city.channels)}, found {unknown[0]!r}")
+    channels = tuple(names.get(name, name) for name in city.channels)
+    twice = [name for name in channels if channels.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"rename: each channel needs a name of its own, found {twice[0]!r} twice; {city.name} has the channels "
+            f"{list(city.channels)}"
+        )
+    return replace(city, channels=channels)
+
+
+def to_frame(city: City, channel: str | None = None) -> pd.DataFrame:
+    """One channel's readings as a wide table: a row a step, a column a node id, NaN where nothing was observed.
+
+    Args:
+        city: The city.
+        channel: Default: its only channel.
+
+    Returns:
+        float32 in original units; the index holds the times and is named ``time``.
+
+    Raises:
+        ValueError: If the channel is unknown, or the city has several and none is said.
+    """
+    if channel is None and city.num_channels > 1:
+        raise ValueError(f"channel: {city.name} has {list(city.channels)}, say which with channel=")
+    part = city if channel is None else select(city, channel)
+    values = part.readings[..., 0].masked_fill(~part.mask[..., 0], torch.nan).cpu().numpy()
+    return pd.DataFrame(values, index=city.time.rename("time"), columns=list(city.node_ids))
 
 
 def resample(city: City, interval: str | pd.Timedelta, reduce: Reduce = "mean") -> City:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..data import City
+from ..data.parts import interval_text
 from ..data.units import adds_up
 from .catalogue import default_sources, load_city
 
@@ -48,7 +49,10 @@ def load_task(
     if channel is None:
         if not shared:
             have = "; ".join(f"{other.name}: {', '.join(other.channels)}" for other in (city, *others))
-            raise ValueError(f"channel: target and sources have no channel in common ({have})")
+            raise ValueError(
+                f"channel: target and sources have no channel in common ({have}); one that goes by another name can be "
+                "renamed with City.rename, or in the tables of a city of one's own"
+            )
         channel = shared[0]
     selected = city.select(channel)
     return Task(selected, [_resampled(other.select(channel), selected) for other in others])
@@ -59,8 +63,8 @@ def _resampled(source: City, target: City) -> City:
         return source
     if source.interval > target.interval:
         raise ValueError(
-            f"sources: {source.name} has a reading every {source.interval}, the target every {target.interval}; a "
-            "finer one cannot be made of it, so resample the target (City.resample) or leave this source out"
+            f"sources: {source.name} has a reading every {interval_text(source.interval)}, the target every "
+            f"{interval_text(target.interval)}; a finer one cannot be made of it, so resample the target (City.resample) or leave this source out"
         )
     reduce: Literal["sum", "mean"] = "sum" if adds_up(source.units[0], source.interval) else "mean"
     logger.info("%s: %s of its readings over %s, the target's interval", source.name, reduce, target.interval)
