@@ -41,8 +41,8 @@ def case(message: str, readings: pd.DataFrame | None = None, **how: object) -> t
         ),
         case("readings: column '1' is there 2 times", wide().set_axis(["1", "2", "3", "1.0"], axis=1)),
         case(
-            r"none of its 4 sensor ids \(such as 'S-038'\) is an id of sensors \(such as '773869'\); make the ids of both "
-            "equal, as text: prefixes and leading zeros count .*taken as wide.*of a long one, name .*columns=",
+            r"none of its 4 sensor ids \(such as 'S-038'\) is an id of sensors \(such as '773869'\); make the ids "
+            "of both equal, as text: prefixes and leading zeros count .*taken as wide.*of a long one, name .*columns=",
             wide().set_axis(["S-038", "b", "c", "d"], axis=1),
         ),
         case(

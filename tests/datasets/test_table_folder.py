@@ -114,6 +114,17 @@ def test_a_wide_table_gets_its_channel_from_city_json(demo, tmp_path):
     assert torch.equal(city.readings, part.readings)
 
 
+def test_commas_and_numbers_that_mean_missing_come_from_city_json(demo, tmp_path):
+    part = demo.between(0, 20).select("speed")
+    part.to_frame().fillna(-1.5).to_csv(tmp_path / "readings.csv", sep=";", decimal=",")
+    tables_of(part)["sensors"].to_csv(tmp_path / "sensors.csv", index=False)
+    (tmp_path / "city.json").write_text('{"missing_values": [-1.5], "decimal": ",", "channels": "speed"}')
+    city = load_city(tmp_path)
+    assert torch.equal(city.readings, part.readings)
+    assert torch.equal(city.mask, part.mask)
+    assert not city.mask.all()
+
+
 def test_a_named_city_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo" / "riverton").mkdir(parents=True)

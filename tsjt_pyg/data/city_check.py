@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from .clean import LARGEST, within_bounds
-from .parts import check_local
+from .parts import check_local, interval_text
 from .rows import row_blocks
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def check_city(city: City) -> None:
             )
     check_local(city.start)
     if city.interval <= pd.Timedelta(0) or pd.Timedelta(days=1) % city.interval != pd.Timedelta(0):
-        raise ValueError(f"interval: expected a positive part of a day (such as '5min'), found {city.interval}")
+        raise ValueError(
+            f"interval: expected a positive part of a day (such as '5min'), found {interval_text(city.interval)}"
+        )
     if city.pos is not None and tuple(city.pos.shape) != (city.num_nodes, 2):
         raise ValueError(f"pos: expected shape [{city.num_nodes}, 2], found {[*city.pos.shape]}")

@@ -248,16 +248,16 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
     if off.any():
         row = int(np.asarray(off).argmax())
         raise ValueError(
-            f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of {interval_text(spacing)} from "
-            f"{start} on ({'given' if interval is not None else 'the most frequent gap'}; nor are "
-            f"{int(off.sum()) - 1} other rows): intervals are mixed or times jitter; resample or round them with "
-            "pandas, or say interval="
+            f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of "
+            f"{interval_text(spacing)} from {start} on ("
+            f"{'given' if interval is not None else 'the most frequent gap'}; nor are {int(off.sum()) - 1} other rows): intervals are "
+            "mixed or times jitter; resample or round them with pandas, or say interval="
         )
     num_steps = (unique[-1] - start) // spacing + 1
     if interval is None and num_steps > MOST_GAPS * len(unique):
         raise ValueError(
-            f"{label}: its {len(unique)} times from {start} to {unique[-1]} would be {num_steps} steps of {interval_text(spacing)} "
-            "(the most frequent gap), almost all missing; if no time is wrong, confirm with interval=, "
-            "or say how times are written with time_format="
+            f"{label}: its {len(unique)} times from {start} to {unique[-1]} would be {num_steps} steps of "
+            f"{interval_text(spacing)} (the most frequent gap), almost all missing; if no time is wrong, confirm with "
+            "interval=, or say how times are written with time_format="
         )
     return np.asarray((rows.times - start) // spacing, dtype=np.int64), start, spacing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -195,8 +195,8 @@ def read_tables(
 
 
 def _numbers(missing_values: Sequence[float] | float) -> list[float]:
-    several = not isinstance(missing_values, str | int | float | np.number) and isinstance(missing_values, Iterable)
-    numbers = list(missing_values) if several else [missing_values]
+    several = isinstance(missing_values, Iterable) and not isinstance(missing_values, str)
+    numbers: list[Any] = [*missing_values] if several else [missing_values]  # type: ignore[misc]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float | np.number):
             raise ValueError(f"missing_values: expected numbers (such as [0, -1]), found {number!r}")

@@ -64,7 +64,8 @@ def _resampled(source: City, target: City) -> City:
     if source.interval > target.interval:
         raise ValueError(
             f"sources: {source.name} has a reading every {interval_text(source.interval)}, the target every "
-            f"{interval_text(target.interval)}; a finer one cannot be made of it, so resample the target (City.resample) or leave this source out"
+            f"{interval_text(target.interval)}; a finer one cannot be made of it, so resample the target "
+            "(City.resample) or leave this source out"
         )
     reduce: Literal["sum", "mean"] = "sum" if adds_up(source.units[0], source.interval) else "mean"
     logger.info("%s: %s of its readings over %s, the target's interval", source.name, reduce, target.interval)
