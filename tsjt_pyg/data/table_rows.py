@@ -247,10 +247,10 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
     off = (rows.times - start) % spacing != pd.Timedelta(0)
     if off.any():
         row = int(np.asarray(off).argmax())
+        said = "given" if interval is not None else "the most frequent gap"
         raise ValueError(
             f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of "
-            f"{interval_text(spacing)} from {start} on ("
-            f"{'given' if interval is not None else 'the most frequent gap'}; nor are {int(off.sum()) - 1} other rows): intervals are "
+            f"{interval_text(spacing)} from {start} on ({said}; nor are {int(off.sum()) - 1} other rows): intervals are "
             "mixed or times jitter; resample or round them with pandas, or say interval="
         )
     num_steps = (unique[-1] - start) // spacing + 1
