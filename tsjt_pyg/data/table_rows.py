@@ -250,8 +250,8 @@ def _steps(rows: Rows, interval: str | pd.Timedelta | None) -> tuple[np.ndarray,
         said = "given" if interval is not None else "the most frequent gap"
         raise ValueError(
             f"{label}: {rows.table.place(int(rows.number[row]))}: {rows.times[row]} is no step of "
-            f"{interval_text(spacing)} from {start} on ({said}; nor are {int(off.sum()) - 1} other rows): intervals are "
-            "mixed or times jitter; resample or round them with pandas, or say interval="
+            f"{interval_text(spacing)} from {start} on ({said}; nor are {int(off.sum()) - 1} other rows): intervals "
+            "are mixed or times jitter; resample or round them with pandas, or say interval="
         )
     num_steps = (unique[-1] - start) // spacing + 1
     if interval is None and num_steps > MOST_GAPS * len(unique):
