@@ -17,6 +17,7 @@ from . import __version__, environment
 from .cli_cities import Root, cities
 from .console import EXPECTED, LogHandler, clear_errors, errors, out, plain
 from .data.atomic import atomic_path
+from .data.parts import interval_text
 from .datasets import Task, load_task
 from .evaluation import compare as compare_strategies
 from .evaluation import plot_conflict, write_report
@@ -377,7 +378,8 @@ def export(
         saved.export(output)
         out.print(
             f"{output}: {saved.model.history} steps of {len(saved.node_ids)} nodes in, {saved.model.horizon} out "
-            f"({saved.unit}), every {saved.interval}; `about.json` within it says what goes in and comes out",
+            f"({saved.unit}), every {interval_text(saved.interval)}; `about.json` within it says what goes in and comes "
+            "out",
             highlight=False,
             soft_wrap=True,
         )

@@ -173,8 +173,7 @@ import networkx as nx
 graph = nx.DiGraph()
 graph.add_edge("L00", "L01", length=250.0)  # metres
 graph.add_edge("L01", "L04", length=400.0)
-read = pd.DataFrame(table.readings[..., 0].numpy(), index=table.time, columns=table.node_ids)
-read = read.where(table.mask[..., 0].numpy())[["L00", "L01", "L04"]]  # a column a node, NaN where nothing was read
+read = table.to_frame()[["L00", "L01", "L04"]]  # a column a node, NaN where nothing was read
 print(City.from_networkx(read, graph, channels="speed", units="km/h", name="three sensors"))
 
 # %%
@@ -269,8 +268,7 @@ from tsjt_pyg.evaluation import plot_city
 
 picture = plot_city(visible, here / "map.png", step="2024-03-04 17:00", roads=roads, title="Speeds on Monday, 17:00")
 
-observed = pd.DataFrame(visible.readings[..., 0].numpy()).where(visible.mask[..., 0].numpy())
-node = int(observed.std().idxmax())
+node = int(visible.to_frame().std().argmax())
 start = int((pd.Timestamp("2024-03-11 05:00") - test.start) / test.interval)
 shown = slice(start, start + 17 * 4)
 # The last step of each forecast, which is for ``history + horizon - 1`` steps after the window's first.

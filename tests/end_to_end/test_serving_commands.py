@@ -136,7 +136,7 @@ def test_a_process_serves_until_it_is_told_to_stop(trained, feed, tmp_path, sent
 def test_export_writes_a_program_for_raw_readings(tsjt, trained, feed, tmp_path):
     table = feed("a.csv", 4)
     text = tsjt("export", "--checkpoint", trained, "--output", tmp_path / "model.pt2")
-    assert "model.pt2: 6 steps of 6 nodes in, 3 out (km/h), every 0 days 01:00:00" in text
+    assert "model.pt2: 6 steps of 6 nodes in, 3 out (km/h), every 60 min" in text
     program = torch.export.load(tmp_path / "model.pt2").module()
     seconds = int((table.index[-1] - pd.Timestamp(0)).total_seconds())
     found = program(readings=torch.tensor(table.to_numpy())[None], time=torch.tensor([seconds]))[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 import torch
 
-from .parts import parse_interval
+from .parts import interval_text, parse_interval
 from .units import summed_unit
 
 if TYPE_CHECKING:
@@ -107,13 +107,15 @@ def resample(city: City, interval: str | pd.Timedelta, reduce: Reduce = "mean") 
     """
     longer = parse_interval(interval)
     if longer < city.interval or longer % city.interval != pd.Timedelta(0):
-        raise ValueError(f"interval: expected a multiple of {city.interval}, found {longer}")
+        raise ValueError(
+            f"interval: expected a multiple of {interval_text(city.interval)}, found {interval_text(longer)}"
+        )
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce: expected 'mean' or 'sum', found {reduce!r}")
     factor = int(longer // city.interval)
     steps = city.num_steps // factor
     if steps == 0:
-        raise ValueError(f"interval: {city.name} has {city.num_steps} steps, {longer} takes {factor}")
+        raise ValueError(f"interval: {city.name} has {city.num_steps} steps, {interval_text(longer)} takes {factor}")
     blocks = city.readings[: steps * factor].reshape(steps, factor, city.num_nodes, city.num_channels)
     mask = city.mask[: steps * factor].reshape(blocks.shape).all(dim=1)
     readings = blocks.sum(dim=1) if reduce == "sum" else blocks.mean(dim=1)

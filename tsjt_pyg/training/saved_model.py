@@ -13,6 +13,7 @@ from torch.export import Dim
 
 from ..data import City, StandardScaler, SupportProfile
 from ..data.clean import LARGEST
+from ..data.parts import interval_text
 from ..nn import Forecaster
 from ..nn.export import export_program
 from .checkpoint import load_checkpoint
@@ -131,7 +132,7 @@ class SavedModel:
             before = table.index[wrong[0]]
             raise ValueError(
                 f"readings: {before} is followed by {table.index[wrong[0] + 1]}; the model's interval is "
-                f"{self.interval}, without gaps (leave a row empty where nothing was observed)"
+                f"{interval_text(self.interval)}, without gaps (leave a row empty where nothing was observed)"
             )
         if any(dtype.kind not in "fiub" for dtype in table.dtypes.unique()):
             table = table.apply(pd.to_numeric)
