@@ -378,8 +378,8 @@ def export(
         saved.export(output)
         out.print(
             f"{output}: {saved.model.history} steps of {len(saved.node_ids)} nodes in, {saved.model.horizon} out "
-            f"({saved.unit}), every {interval_text(saved.interval)}; `about.json` within it says what goes in and comes "
-            "out",
+            f"({saved.unit}), every {interval_text(saved.interval)}; `about.json` within it says what goes in and "
+            "comes out",
             highlight=False,
             soft_wrap=True,
         )

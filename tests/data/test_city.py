@@ -417,7 +417,7 @@ def test_parts_must_fit_each_other(change, message):
         (lambda: City.from_adjacency(READINGS, CHAIN).select([]), "channels: city has"),
         (
             lambda: City.from_adjacency(READINGS, CHAIN).resample("7min"),
-            "interval: expected a multiple of 0 days 00:05",
+            "interval: expected a multiple of 5 min",
         ),
         (lambda: City.from_adjacency(READINGS, CHAIN).resample("25min"), "interval: expected a positive part of a day"),
         (lambda: City.from_adjacency(READINGS, CHAIN).resample(10), "interval: .*found the number 10"),
