@@ -39,7 +39,7 @@ package: setup
 lowest: setup
 	$(BIN)/python tests/packaging/check_lowest.py $(LOWEST_FLAGS)
 
-# The site; the tutorials are run for it, two at a time with one thread each. Warnings and dead links are errors.
+# The site; the tutorials are run for it, with one thread a process. Warnings and dead links are errors.
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -j 2 -b html docs docs/_build/html
 	$(BIN)/python docs/check_links.py docs/_build/html

@@ -73,7 +73,6 @@ sphinx_gallery_conf = {
     ),
     "download_all_examples": False,
     "min_reported_time": 0,
-    "parallel": 2,
     "plot_gallery": "True",
     "remove_config_comments": True,
     "show_memory": False,

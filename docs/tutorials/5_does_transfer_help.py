@@ -35,6 +35,7 @@ settings = {
     "validation_days": 0.5,  # the second half of the visible day chooses the checkpoint
     "model": ModelConfig(hidden_channels=16, history=6, horizon=12, profile=False),
     "steps": 60,
+    "jobs": 2,  # runs at the same time; the numbers do not depend on it
     "batch_size": 8,
     "lr": 0.005,
     "naive": ("last value", "historical average"),
