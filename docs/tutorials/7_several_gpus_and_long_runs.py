@@ -43,8 +43,8 @@ settings = [
     "--no-profile",
     "--batch-size=8",
     "--lr=0.01",
-    "--steps=150",
-    "--checkpoint-every=50",
+    "--steps=100",
+    "--checkpoint-every=40",
 ]
 
 
