@@ -140,6 +140,8 @@ def test_another_city_is_refused_with_what_differs(visible, stopped):
 
 def test_another_architecture_is_refused_with_what_differs(visible, stopped):
     wider = new_model(replace(CONFIG, hidden_channels=5))
+    refused(visible, stopped, r"another run: model\.hidden_channels \(there 4, here 5\)\. Use", wider)
+    wider.config = CONFIG  # of a model that was changed after ModelConfig built it, the parameters tell
     refused(
         visible, stopped, r"parameter \S+ \(there float32 \[.*\], here float32 \[.*\]\); .*; and \d+ more\. Use", wider
     )

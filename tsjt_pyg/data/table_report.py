@@ -34,8 +34,8 @@ class TableReport:
         coverage: Share of observed readings in [0, 1]: a row a node, a column a channel.
         converted: Number of sensors whose readings were converted, by unit and new unit.
         marked: Readings that were one of ``missing_values``.
-        doubtful: Readings of the city outside what their unit allows, such as negative speeds; they were kept. See
-            :data:`~tsjt_pyg.data.units.LIMITS`.
+        doubtful: Readings of the city outside what their unit allows, such as negative speeds; they were kept.
+            :meth:`~tsjt_pyg.data.City.repair` takes them out.
     """
 
     layout: str

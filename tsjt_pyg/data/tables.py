@@ -112,8 +112,8 @@ def read_tables(
         edges: A table (or file) with columns for from and to (sensor ids) and either a distance in metres (weighted by
             a Gaussian kernel, of parallel edges the shortest) or a weight (as it is, of parallel edges the largest);
             with neither, all weights are 1. ``None``: the ``k`` nearest by position.
-        layout, columns, channels, units, name, interval, time_format, decimal, missing_values, missing, duplicates, k,
-            sigma, threshold: See :class:`TableArguments`.
+        layout, columns, channels, units, name, interval, time_format: See :class:`TableArguments`.
+        decimal, missing_values, missing, duplicates, k, sigma, threshold: See there, too.
 
     Returns:
         ``(city, report)``; the report is logged, too.
