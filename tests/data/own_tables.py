@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from tsjt_pyg import City
+
 IDS = ["773869", "767541", "767542", "717447"]
 TIME = pd.date_range("2024-03-04 08:00", periods=6, freq="5min", name="timestamp")
 SENSORS = pd.DataFrame(
@@ -26,3 +28,14 @@ def long() -> pd.DataFrame:
     channels = {"speed": wide(), "flow": wide(1000.0)}
     tables = [t.rename_axis(columns="sensor_id").melt(ignore_index=False, value_name=c) for c, t in channels.items()]
     return tables[0].reset_index().assign(flow=tables[1]["flow"].to_numpy())
+
+
+def of(city: City, node: str, channel: int = 0) -> list[float | None]:
+    """A node's readings, ``None`` where nothing was observed."""
+    i = city.node_ids.index(node)
+    pairs = zip(city.readings[:, i, channel].tolist(), city.mask[:, i, channel].tolist(), strict=True)
+    return [value if observed else None for value, observed in pairs]
+
+
+def expected(node: str, number: float = 1.0) -> list[float | None]:
+    return [None if pd.isna(value) else value for value in wide(number)[node]]

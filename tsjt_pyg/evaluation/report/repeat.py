@@ -7,10 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...training import STRATEGIES, ModelConfig
-from ..naive import NAIVE_FITS
-
-_NAIVE = list(NAIVE_FITS)[:4]
-"""What `tsjt compare` measures beside the strategies."""
+from ..comparison import NAIVE
 
 _FIT = ("steps", "batch_size", "lr", "validation_days", "nodes_per_batch")
 """Settings that `compare` and `fit` share."""
@@ -24,7 +21,7 @@ def compare_command(protocol: dict[str, Any]) -> str | None:
         options is None
         or seeds != list(range(len(seeds)))
         or not all(map(_is_known, strategies))
-        or protocol.get("naive", _NAIVE) != _NAIVE
+        or protocol.get("naive", list(NAIVE)) != list(NAIVE)
     ):
         return None
     names = ",".join(strategy["name"] for strategy in strategies)
@@ -44,7 +41,7 @@ def compare_call(protocol: dict[str, Any]) -> str:
     """The call of :func:`~tsjt_pyg.evaluation.compare`."""
     named = ("visible_days", "seeds", "naive", "device", "threads", *_FIT)
     arguments = {name: protocol[name] for name in named if name in protocol}
-    if arguments.get("naive") == _NAIVE:
+    if arguments.get("naive") == list(NAIVE):
         del arguments["naive"]
     lines = [
         "from tsjt_pyg.evaluation import compare",
